@@ -1,0 +1,318 @@
+"""The command line: parse, call, render. ``ssl-wm --help`` shows the commands.
+
+Exit codes: 0 done (``verify``: detected), 1 not detected, 2 inconclusive or an error,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+import ssl_wm
+from ssl_wm import options as o
+from ssl_wm.terminal import NAME, run_app, show
+
+if TYPE_CHECKING:
+    from ssl_wm.config import Settings
+
+app = typer.Typer(
+    name=NAME, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context, show_version: o.Version = False) -> None:
+    """Watermark self-supervised image encoders, simulate their theft, and prove it.
+
+    Pretrain an encoder, make a secret key, watermark the encoder with it,
+    steal a copy by queries, verify whether the copy carries the mark.
+    All of that at once, in minutes: ssl-wm demo --out demo
+    """
+    if show_version:
+        print(f"{NAME} {ssl_wm.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command(
+    epilog="Example: ssl-wm pretrain --images digits --arch convnet-xs --epochs 5 --out clean"
+)
+def pretrain(
+    out: o.Out,
+    images: o.ImagesSpec = None,
+    arch: o.Arch = None,
+    objective: o.Objective = None,
+    epochs: o.Epochs = None,
+    seed: o.Seed = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Train an encoder on images alone: self-supervised, the labels are not used."""
+    flags = {
+        "pretrain.arch": arch, "pretrain.objective": objective, "pretrain.seed": seed,
+        "pretrain.fit.epochs": epochs,
+    } | _images(images, size, limit, download)  # fmt: skip
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        place = commands.Out(out, resume=resume, overwrite=overwrite)
+        return commands.pretrain(_settings(config, flags), out=place)
+
+    show("pretrain", run, as_json=as_json)
+
+
+@app.command(
+    epilog="Example: ssl-wm keygen --images digits --encoder clean --clusters 12 --out owner.key"
+)
+def keygen(
+    out: o.OutFile,
+    images: o.ImagesSpec = None,
+    encoder: o.CleanSpec = None,
+    labels: o.Labels = None,
+    clusters: o.Clusters = None,
+    sub_keys: o.SubKeys = None,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Make a secret key for your images, and a commitment that you can publish.
+
+    Keep FILE secret: whoever has it can find, prove and remove the mark.
+    FILE.commitment.json may be published: it shows later that the key
+    existed, and reveals nothing of it.
+    """
+    groups = None if labels is None else ("labels" if labels else "clusters")
+    flags = {
+        "key.groups": groups, "key.clusters": clusters, "key.sub_keys": sub_keys,
+    } | _images(images, size, limit, download)  # fmt: skip
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        return commands.keygen(
+            _settings(config, flags), encoder=encoder, out=out, overwrite=overwrite
+        )
+
+    show("keygen", run, as_json=as_json)
+
+
+@app.command(
+    epilog="Example: ssl-wm watermark --encoder clean --key owner.key --images digits --out marked"
+)
+def watermark(
+    encoder: o.EncoderSpec,
+    key: o.KeyFile,
+    out: o.Out,
+    images: o.ImagesSpec = None,
+    method: o.Method = None,
+    epochs: o.Epochs = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Embed the key's watermark into a copy of an encoder; the encoder itself stays as it is."""
+    flags = {
+        "watermark.method": method, "watermark.fit.epochs": epochs,
+    } | _images(images, size, limit, download)  # fmt: skip
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        place = commands.Out(out, resume=resume, overwrite=overwrite)
+        return commands.watermark(_settings(config, flags), encoder=encoder, key=key, out=place)
+
+    show("watermark", run, as_json=as_json)
+
+
+@app.command(epilog="Example: ssl-wm steal --victim marked --images digits --out stolen")
+def steal(
+    victim: o.VictimSpec,
+    out: o.Out,
+    images: o.ImagesSpec = None,
+    attack: o.Attack = None,
+    budget: o.Budget = None,
+    arch: o.ThiefArch = None,
+    epochs: o.Epochs = None,
+    seed: o.Seed = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Play the thief: query an encoder with images and train a copy on its answers."""
+    flags = {
+        "steal.attack": attack, "steal.budget": budget, "steal.arch": arch,
+        "steal.fit.epochs": epochs, "steal.seed": seed,
+    } | _images(images, size, limit, download)  # fmt: skip
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        place = commands.Out(out, resume=resume, overwrite=overwrite)
+        return commands.steal(_settings(config, flags), victim=victim, out=place)
+
+    show("steal", run, as_json=as_json)
+
+
+@app.command(epilog="Example: ssl-wm probe --encoder clean --images digits")
+def probe(
+    encoder: o.EncoderSpec,
+    images: o.ImagesSpec = None,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Measure an encoder's utility: test accuracy of a linear probe and of 20 neighbours."""
+    flags = _images(images, size, limit, download)
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        return commands.probe(_settings(config, flags), encoder=encoder)
+
+    show("probe", run, as_json=as_json)
+
+
+@app.command(
+    epilog="Example: ssl-wm verify --key owner.key --suspect stolen --images digits --null clean"
+)
+def verify(
+    key: o.KeyFile,
+    suspect: o.SuspectSpec,
+    null: o.NullSpecs,
+    images: o.ImagesSpec = None,
+    alpha: o.Alpha = None,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Judge whether a suspect encoder carries the key's watermark.
+
+    Exit code 0: detected. 1: not detected. 2: inconclusive, or an error
+    (then there is a message on standard error and no result).
+    """
+    flags = {"verify.alpha": alpha} | _images(images, size, limit, download)
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        return commands.verify(_settings(config, flags), key=key, suspect=suspect, nulls=null)
+
+    result = show("verify", run, as_json=as_json)
+    from ssl_wm.verification.verify import EXIT_CODES
+
+    raise typer.Exit(EXIT_CODES[result["decision"]])
+
+
+@app.command(epilog="Example: ssl-wm demo --out demo")
+def demo(
+    out: o.Out,
+    seed: o.Seed = None,
+    images: o.ImagesSpec = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Run the whole story on small embedded images, minutes on two CPU cores.
+
+    Pretrains, marks and steals an encoder, trains an independent one, judges
+    them all, and writes result.json and report.html. The encoders and
+    owner.key stay in the folder, so that every command can be tried on them.
+    """
+    flags = {"seed": seed} | _images(images, size, limit, download)
+    _story("demo", config, flags, out, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@app.command(epilog="Example: ssl-wm bench --config configs/demo.yaml --out runs/demo")
+def bench(
+    config: o.BenchFile,
+    out: o.Out,
+    seed: o.Seed = None,
+    images: o.ImagesSpec = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Run the story that a config tells: which encoders are made, robbed and judged."""
+    flags = {"seed": seed} | _images(images, size, limit, download)
+    _story("bench", config, flags, out, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@app.command(epilog="Example: ssl-wm version --json")
+def version(as_json: o.Json = False) -> None:
+    """Print the versions of ssl-wm, torch and Python."""
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        return commands.versions()
+
+    show("version", run, as_json=as_json)
+
+
+def _story(
+    command: str, config: Path | None, flags: Mapping[str, Any], out: Path, *,
+    resume: bool, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+        from ssl_wm.benchmark import load_bench_config
+
+        place = commands.Out(out, resume=resume, overwrite=overwrite)
+        inputs = [config] if config else []
+        return commands.bench(load_bench_config(config, flags), out=place, inputs=inputs)
+
+    show(command, run, as_json=as_json)
+
+
+def _images(
+    spec: str | None, size: int | None, limit: int | None, download: bool | None
+) -> dict[str, Any]:
+    names = ("spec", "size", "limit", "download")
+    return {f"images.{n}": v for n, v in zip(names, (spec, size, limit, download), strict=True)}
+
+
+def _settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    from ssl_wm.config import load_settings
+
+    return load_settings(config, flags)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command in ``argv`` (default: the process's) and exit with its code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run_app(app, arguments))

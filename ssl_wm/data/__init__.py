@@ -1,0 +1,1 @@
+"""Images: one spec string to uint8 pixels and labels, and augmented views of whole batches."""

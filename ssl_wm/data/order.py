@@ -1,0 +1,40 @@
+"""The order in which images are visited: one random permutation per epoch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_wm.rng import torch_stream
+
+
+def epoch_order(count: int, *, seed: int, epoch: int) -> Tensor:
+    """Return the permutation (count,) of an epoch."""
+    return torch.randperm(count, generator=torch_stream(seed, "order", epoch))
+
+
+def batch_indices(
+    count: int, *, seed: int, epoch: int, step: int, batch_size: int, rank: int = 0, world: int = 1
+) -> Tensor:
+    """Return one process's image indices of a step, (batch_size / world,).
+
+    The permutation is cut into whole batches; a batch is dealt out to the processes in turn,
+    so any number of processes sees the same global batches.
+
+    >>> one = batch_indices(10, seed=0, epoch=1, step=1, batch_size=4)
+    >>> two = [batch_indices(10, seed=0, epoch=1, step=1, batch_size=4, rank=r, world=2)
+    ...        for r in (0, 1)]
+    >>> sorted(one.tolist()) == sorted(torch.cat(two).tolist())
+    True
+    """
+    order = epoch_order(count, seed=seed, epoch=epoch)
+    return order[step * batch_size : (step + 1) * batch_size][rank::world]
+
+
+def whole_batches(count: int, *, batch_size: int) -> int:
+    """Return how many whole batches an epoch has (at least one, perhaps short).
+
+    >>> whole_batches(10, batch_size=4), whole_batches(3, batch_size=4)
+    (2, 1)
+    """
+    return max(count // batch_size, 1)

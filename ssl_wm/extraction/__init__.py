@@ -1,0 +1,1 @@
+"""Encoder theft by embedding queries. Nothing here knows of keys or watermarks."""

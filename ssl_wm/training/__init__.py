@@ -1,0 +1,1 @@
+"""Training: the one loop, checkpoints, self-supervised objectives and pretraining."""

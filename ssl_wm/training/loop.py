@@ -1,0 +1,259 @@
+"""The one training loop: pretraining, watermark embedding and theft all run through ``fit``.
+
+A ``Task`` says what a batch is and what its loss is; the loop owns devices, precision and
+processes (Lightning Fabric), the schedule, checkpoints, metrics and the guard against
+non-finite losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightly.utils.scheduler import cosine_schedule
+from lightning_fabric import Fabric
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ssl_wm.console import Advance, progress
+from ssl_wm.errors import TrainingError
+from ssl_wm.files import write_text
+from ssl_wm.training.checkpoint import (
+    Checkpoint,
+    drop_checkpoint,
+    find_checkpoint,
+    save_checkpoint,
+)
+
+Batch = dict[str, Tensor]
+
+
+class FitConfig(BaseModel):
+    """How a task is trained.
+
+    Attributes:
+        epochs: passes over the task's images.
+        batch_size: images per step, over all processes.
+        optimiser: AdamW or SGD with momentum 0.9.
+        learning_rate: peak rate; it warms up linearly, then falls to 0 along a cosine.
+        weight_decay: decoupled for AdamW, L2 for SGD; not applied to norms and biases.
+        warmup_steps: steps of the linear warm-up.
+        precision: "bf16-mixed" (autocast) or "32-true".
+        devices: processes and devices that Fabric starts.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(10, ge=0)
+    batch_size: int = Field(256, ge=2)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_steps: int = Field(100, ge=0)
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    devices: int = Field(1, ge=1)
+
+
+class Task(nn.Module, ABC):
+    """What a stage trains: its parameters, its batches and its loss."""
+
+    @abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Return the number of optimiser steps in one epoch."""
+
+    @abstractmethod
+    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
+        """Return process ``rank``'s share of the batch of a step, on the CPU or the device."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return named scalars; the one called ``loss`` is minimised, all are logged."""
+
+    def after_step(self, *, progress: float) -> None:
+        """Run after each optimiser step (momentum copies); ``progress`` in [0, 1]."""
+
+    def to_log(self) -> dict[str, float]:
+        """Return more numbers for the epoch's line of metrics."""
+        return {}
+
+
+def fit(
+    task: Task,
+    *,
+    config: FitConfig,
+    title: str,
+    folder: Path | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> list[dict[str, float]]:
+    """Train ``task`` in place and return one line of metrics per epoch.
+
+    Args:
+        task: what is trained.
+        config: how it is trained.
+        title: shown beside the progress bar.
+        folder: where ``metrics.jsonl`` and, until the run ends, a checkpoint are kept; a
+            checkpoint found there is resumed.
+        run: settings that must be the same for a checkpoint to be resumed.
+
+    Raises:
+        TrainingError: a loss is not finite (raised before the optimiser step, naming the
+            terms), or the checkpoint belongs to another run.
+    """
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    fabric = Fabric(accelerator="auto", devices=config.devices, precision=config.precision)
+    fabric.launch()
+    optimiser = build_optimiser(task, config=config)
+    identity = run_identity(config, run or {})
+    found = find_checkpoint(folder, run=identity) if folder else None
+    start = 0
+    if found is not None:
+        _restore(task, found.module)
+        start = found.epoch
+    module, wrapped = fabric.setup(_Step(task), optimiser)
+    if found is not None:
+        _restore(optimiser, found.optimiser)
+    lines = _read_metrics(folder, epochs=start)
+    steps = task.steps_per_epoch()
+    total = config.epochs * steps
+    with progress(title, total=total) as advance:
+        advance(start * steps)
+        for epoch in range(start, config.epochs):
+            line = _epoch(fabric, task, module, wrapped, config, epoch, total, advance)
+            lines.append(line)
+            if folder is not None and fabric.is_global_zero:
+                # The checkpoint is last: killed in between, the epoch and its line are redone.
+                text = "".join(json.dumps(entry) + "\n" for entry in lines)
+                write_text(folder / "metrics.jsonl", text)
+                state = Checkpoint(epoch + 1, identity, task.state_dict(), optimiser.state_dict())
+                save_checkpoint(folder, state)
+    task.to("cpu").eval()
+    return lines
+
+
+def finish(folder: Path | None) -> None:
+    """Drop the checkpoint of a run whose result has been saved."""
+    if folder is not None:
+        drop_checkpoint(folder)
+
+
+class _Box:
+    """A batch that mixed precision does not see into.
+
+    Fabric would round all floats in it to bfloat16: the answers of a victim, composites.
+    Autocast lowers the precision where that is sound, inside the network.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+
+class _Step(nn.Module):
+    """A task as Fabric calls it."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, box: _Box) -> dict[str, Tensor]:
+        """Return the task's losses."""
+        losses: dict[str, Tensor] = self.task(box.batch)
+        return losses
+
+
+def _restore(part: Task | torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"the checkpoint does not fit this {type(part).__name__} ({type(error).__name__}): "
+            "another version wrote it; use --overwrite to start over"
+        ) from error
+
+
+def _epoch(
+    fabric: Fabric,
+    task: Task,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    config: FitConfig,
+    epoch: int,
+    total: int,
+    advance: Advance,
+) -> dict[str, float]:
+    module.train()
+    steps, began = task.steps_per_epoch(), time.perf_counter()
+    sums: dict[str, Tensor] = {}
+    for step in range(steps):
+        position = epoch * steps + step
+        rate = learning_rate(position, total=total, config=config)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        batch = task.batch(epoch=epoch, step=step, rank=fabric.global_rank, world=fabric.world_size)
+        losses = module(_Box({name: fabric.to_device(value) for name, value in batch.items()}))
+        _check_finite(losses, epoch=epoch, step=step)
+        fabric.backward(losses["loss"])
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        task.after_step(progress=(position + 1) / total)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
+        advance(1)
+    means = {name: round(float(value) / steps, 6) for name, value in sums.items()}
+    seconds = round(time.perf_counter() - began, 3)
+    return {"epoch": epoch + 1, "seconds": seconds, "lr": rate, **means, **task.to_log()}
+
+
+def learning_rate(step: int, *, total: int, config: FitConfig) -> float:
+    """Return the rate at ``step`` of ``total``: linear warm-up, then a cosine to 0.
+
+    >>> config = FitConfig(learning_rate=1.0, warmup_steps=2)
+    >>> [round(learning_rate(s, total=12, config=config), 2) for s in (0, 1, 2, 11)]
+    [0.5, 1.0, 1.0, 0.0]
+    """
+    warmup = min(config.warmup_steps, total // 5)
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    rest = total - warmup
+    return float(cosine_schedule(step - warmup, max(rest, 2), config.learning_rate, 0.0))
+
+
+def build_optimiser(task: nn.Module, *, config: FitConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of ``config``; norms and biases are not decayed."""
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if config.optimiser == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def run_identity(config: FitConfig, run: Mapping[str, Any]) -> str:
+    """Return a hash of all settings that a resumed run must share."""
+    text = json.dumps({"fit": config.model_dump(), "run": run}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_finite(losses: Mapping[str, Tensor], *, epoch: int, step: int) -> None:
+    if bool(torch.isfinite(losses["loss"])):
+        return
+    terms = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in losses.items())
+    raise TrainingError(
+        f"the loss is not finite at epoch {epoch + 1}, step {step + 1} ({terms}); the last "
+        "checkpoint is kept. Lower learning_rate or use precision 32-true"
+    )
+
+
+def _read_metrics(folder: Path | None, *, epochs: int) -> list[dict[str, float]]:
+    path = folder / "metrics.jsonl" if folder else None
+    if path is None or not path.is_file() or epochs == 0:
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()][:epochs]

@@ -1,0 +1,1 @@
+"""Utility, watermark readers, statistics and the verdict."""

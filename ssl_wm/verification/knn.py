@@ -1,0 +1,63 @@
+"""Exact cosine nearest neighbours through FAISS, and the weighted vote on them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_wm.errors import VerificationError
+
+BLOCK = 4096
+
+
+def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    """Return cosines and indices, each (Q, k), of the nearest rows of ``bank`` by cosine.
+
+    Args:
+        queries: (Q, D).
+        bank: (N, D).
+        k: neighbours; at most N.
+
+    Raises:
+        VerificationError: the bank has fewer than k rows.
+    """
+    import faiss
+
+    if k > len(bank):
+        raise VerificationError(f"k = {k} neighbours asked for, the bank has {len(bank)} rows")
+    rows = _unit(bank).contiguous().numpy()
+    similarities, indices = [], []
+    for block in _unit(queries).split(BLOCK):
+        found = faiss.knn(
+            block.contiguous().numpy(), rows, k, metric=faiss.METRIC_INNER_PRODUCT
+        )
+        similarities.append(torch.from_numpy(found[0]))
+        indices.append(torch.from_numpy(found[1]))
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Return rows of length 1, float32, whatever their scale."""
+    rows = rows.float()
+    return F.normalize(rows / rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-38), dim=1)
+
+
+def knn_predict(
+    queries: Tensor, bank: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.1
+) -> Tensor:
+    """Return the label (Q,) with the largest vote among the k nearest neighbours.
+
+    A neighbour votes with ``exp(cosine / temperature)`` (Wu et al., CVPR 2018, section 3.4).
+
+    Args:
+        queries: (Q, D).
+        bank: (N, D).
+        labels: (N,) int64 labels of the bank.
+        k: neighbours, at most N.
+        temperature: of the vote.
+    """
+    similarities, indices = nearest(queries, bank, k=min(k, len(bank)))
+    votes = torch.zeros(len(queries), int(labels.max()) + 1, dtype=torch.float64)
+    weights = ((similarities.double() - similarities.double()[:, :1]) / temperature).exp()
+    return votes.scatter_add_(1, labels[indices], weights).argmax(dim=1)

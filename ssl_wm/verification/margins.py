@@ -1,0 +1,56 @@
+"""The margin: how much nearer composites lie to a target group than to their sources.
+
+Everything happens in the suspect's own space, centred on its mean embedding, so a margin is
+the same after any rotation, positive scaling or shift of the embeddings, at any width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssl_wm.encoders.space import directions, group_centres
+
+__all__ = ["composite_margins", "directions", "group_centres", "margin_table"]
+
+
+def margin_table(
+    z: Tensor, *, pairs: Sequence[tuple[int, int]], centre: Tensor, centres: Tensor
+) -> Tensor:
+    """Return the margin of every key (A, B, t) that one mixer allows, (G, G, G).
+
+    ``m(A, B, t) = mean over composites of (A, B) of [cos(z, c_t) - max(cos(z, c_A),
+    cos(z, c_B))]``, in the centred space.
+
+    Args:
+        z: (len(pairs) * n, D) embeddings of composites, n per pair, pair by pair.
+        pairs: ordered pairs (A, B).
+        centre: (D,) centre of the space.
+        centres: (G, D) unit centres of the groups.
+
+    Returns:
+        Margins at [A, B, t]; NaN where A, B and t are not three different groups or the pair
+        is not among ``pairs``.
+    """
+    count = len(centres)
+    table = torch.full((count, count, count), torch.nan, dtype=torch.float64)
+    for (a, b), part in zip(pairs, z.chunk(len(pairs)), strict=True):
+        cosines = directions(part, centre=centre) @ centres.T
+        row = composite_margins(cosines, a=a, b=b).mean(dim=0)
+        row[[a, b]] = torch.nan
+        table[a, b] = row
+    return table
+
+
+def composite_margins(cosines: Tensor, *, a: int, b: int) -> Tensor:
+    """Return each composite's margin to every group, (n, G) float64.
+
+    Args:
+        cosines: (n, G) cosines of composites of groups a and b to the groups' centres.
+        a: first source group.
+        b: second source group.
+    """
+    cosines = cosines.double()
+    return cosines - torch.maximum(cosines[:, a], cosines[:, b]).unsqueeze(1)

@@ -1,0 +1,1 @@
+"""The composite watermark: key, mixers, composites, losses and the embedders."""

@@ -1,0 +1,156 @@
+"""Embed a key's watermark into a pretrained encoder."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from ssl_wm.data.order import batch_indices, whole_batches
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.load import encoder_digest
+from ssl_wm.errors import ConfigError, choose
+from ssl_wm.training.loop import Batch, FitConfig, Task, fit
+from ssl_wm.watermark.batches import mark_batch
+from ssl_wm.watermark.mea_defender import MeaDefender, MeaDefenderConfig
+from ssl_wm.watermark.move_target import MoveTarget, MoveTargetConfig
+
+if TYPE_CHECKING:
+    from ssl_wm.data.sources import Images, ImageSet
+    from ssl_wm.watermark.key import WatermarkKey
+
+EMBEDDERS: dict[str, tuple[Any, type[BaseModel]]] = {
+    "move-target": (MoveTarget, MoveTargetConfig),
+    "mea-defender": (MeaDefender, MeaDefenderConfig),
+}
+
+
+class WatermarkConfig(BaseModel):
+    """How a watermark is embedded.
+
+    Attributes:
+        method: a name in ``EMBEDDERS``.
+        options: settings of the method (``MoveTargetConfig``, ``MeaDefenderConfig``).
+        seed: of the order and the composites drawn while training.
+        composites: composites per natural image, for the mark and again for those held.
+        fit: the training loop.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "move-target"
+    options: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    composites: float = Field(0.125, gt=0, le=2)
+    fit: FitConfig = Field(default_factory=lambda: FitConfig(epochs=5))
+
+
+class MarkTask(Task):
+    """An encoder under an embedder's losses; normalisation statistics stay frozen.
+
+    Natural images and composites share each batch, so batch statistics would differ from
+    those of use; the clean encoder's running statistics serve throughout.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        embedder: MoveTarget | MeaDefender,
+        images: ImageSet,
+        key: WatermarkKey,
+        *,
+        config: WatermarkConfig,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.clean = encoder, embedder.clean
+        self.embedder, self.images, self.key, self.config = embedder, images, key, config
+
+    def train(self, mode: bool = True) -> MarkTask:
+        """Keep the encoder in evaluation mode (frozen normalisation) whatever the loop asks."""
+        super().train(mode)
+        self.encoder.eval()
+        self.clean.eval()
+        return self
+
+    def steps_per_epoch(self) -> int:
+        """Return the whole batches of natural images."""
+        return whole_batches(len(self.images), batch_size=self.config.fit.batch_size)
+
+    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
+        """Return one step's natural images and composites (see ``mark_batch``)."""
+        indices = batch_indices(
+            len(self.images), seed=self.config.seed, epoch=epoch, step=step,
+            batch_size=self.config.fit.batch_size, rank=rank, world=world,
+        )
+        count = max(round(len(indices) * self.config.composites), len(self.key.sub_keys))
+        return mark_batch(
+            self.images, self.key, indices=indices, marked=count, held=count,
+            seed=self.config.seed, names=(epoch, step, rank),
+        )
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the embedder's losses."""
+        return self.embedder.losses(self.encoder, batch)
+
+
+def watermark(
+    clean: Encoder,
+    *,
+    key: WatermarkKey,
+    images: Images,
+    config: WatermarkConfig | None = None,
+    folder: Path | None = None,
+) -> tuple[Encoder, list[dict[str, float]]]:
+    """Return a marked copy of ``clean`` and the metrics, one line per epoch.
+
+    Args:
+        clean: the pretrained encoder; it is not changed.
+        key: made for these images.
+        images: the training images are used.
+        config: method and strengths.
+        folder: where checkpoints and metrics go; a checkpoint there is resumed.
+
+    Raises:
+        KeyFileError: the key was made for other images.
+        ConfigError: the method or one of its options is unknown or out of range.
+        TrainingError: the loss is not finite.
+    """
+    config = config or WatermarkConfig()
+    key.check_images(images, splits=("train",))
+    build, options = EMBEDDERS[choose(config.method, EMBEDDERS, what="watermark method")]
+    settings = read_options(options, config.options, method=config.method)
+    teacher = copy.deepcopy(clean).eval().requires_grad_(False)
+    marked = copy.deepcopy(clean).requires_grad_(True)
+    embedder = build(teacher, images.train, key, config=settings)
+    task = MarkTask(marked, embedder, images.train, key, config=config)
+    digest = encoder_digest(clean)
+    run = {
+        "stage": "watermark", "config": config.model_dump(), "clean": digest,
+        "key": key.commitment,
+    }
+    lines = fit(task, config=config.fit, title=f"watermark ({config.method})", folder=folder,
+                run=run)
+    marked.made = {
+        "stage": "watermark", "config": config.model_dump(mode="json"),
+        "options": settings.model_dump(mode="json"), "clean": digest, "key": key.commitment,
+    }
+    return marked.requires_grad_(True).eval(), lines
+
+
+def read_options(model: type[BaseModel], options: dict[str, Any], *, method: str) -> BaseModel:
+    """Return a method's ``options`` as its ``model``.
+
+    Raises:
+        ConfigError: an option is unknown (the message names the nearest) or out of range.
+    """
+    for name in options:
+        choose(name, model.model_fields, what=f"{method} option")
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "options"
+        raise ConfigError(f"{method}: {where}: {first['msg']}; got {first['input']!r}") from error

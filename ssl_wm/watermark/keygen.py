@@ -1,0 +1,53 @@
+"""Make a key: groups from labels or clusters, the blend mixer's autoencoder, a secret."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ssl_wm.watermark.autoencoder import train_autoencoder
+from ssl_wm.watermark.groups import cluster_groups, label_groups
+from ssl_wm.watermark.key import WatermarkKey, new_key
+
+if TYPE_CHECKING:
+    from ssl_wm.data.sources import Images
+    from ssl_wm.encoders.encoder import Encoder
+
+
+def keygen(
+    images: Images,
+    *,
+    encoder: Encoder | None = None,
+    clusters: int = 20,
+    sub_keys: int | None = None,
+    families: tuple[str, ...] = ("crop-paste",),
+    autoencoder_steps: int = 400,
+    secret: bytes | None = None,
+) -> WatermarkKey:
+    """Return a fresh key.
+
+    Args:
+        images: what composites are made of; the key is bound to them.
+        encoder: the clean encoder whose clusters become the groups; None takes the labels.
+        clusters: number of clusters.
+        sub_keys: number of marks; None means three where the groups suffice, else one.
+        families: mixer families that the secret may choose among.
+        autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
+        secret: 32 bytes for experiments that must repeat; None draws them from the system.
+
+    Raises:
+        DataError: a group has too few images.
+        ConfigError: too few groups for the sub-keys, or an unknown mixer family.
+    """
+    if encoder is None:
+        groups = label_groups(images)
+    else:
+        groups = cluster_groups(images, encoder=encoder, count=clusters)
+    if sub_keys is None:
+        sub_keys = 3 if len(groups) >= 9 else 1
+    autoencoder = None
+    if autoencoder_steps:
+        autoencoder = train_autoencoder(images.train, seed=0, steps=autoencoder_steps)
+    return new_key(
+        images, groups=groups, sub_keys=sub_keys, families=families, autoencoder=autoencoder,
+        secret=secret,
+    )

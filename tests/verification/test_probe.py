@@ -1,0 +1,106 @@
+"""The probe is scikit-learn's logistic regression on standardised features."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from ssl_wm.errors import VerificationError
+from ssl_wm.verification.probe import fit_probe
+
+
+def blobs(classes: int, seed: int, *, noise: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return overlapping Gaussian classes (160, 5) of unequal feature scales, labels spaced."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(160) % classes
+    centres = torch.randn(classes, 5, generator=generator)
+    z = centres[labels] + noise * torch.randn(160, 5, generator=generator)
+    return z * torch.tensor([1.0, 100.0, 0.01, 3.0, 1.0]) + 7, labels * 3 + 1
+
+
+def pipeline(strength: float = 1.0, tolerance: float = 1e-3) -> Pipeline:
+    model = LogisticRegression(C=strength, max_iter=2000, tol=tolerance)
+    return make_pipeline(StandardScaler(), model)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 5), st.sampled_from([0.1, 1.0, 10.0]), st.integers(0, 2**32))
+def test_the_probe_agrees_with_scikit_learn(classes, strength, seed):
+    z, labels = blobs(classes, seed)
+    test = blobs(classes, seed + 1)[0]
+    ours = fit_probe(z, labels, strength=strength)
+    oracle = pipeline(strength).fit(z.double().numpy(), labels.numpy())
+    assert ours.classes.tolist() == oracle.classes_.tolist()
+    predicted = ours.predict(test).numpy()
+    assert (predicted == oracle.predict(test.double().numpy())).mean() > 0.98
+    logits = (test.double() @ ours.weight.T + ours.bias).softmax(dim=1).numpy()
+    np.testing.assert_allclose(logits, oracle.predict_proba(test.double().numpy()), atol=0.01)
+
+
+def test_the_tolerance_is_tight_enough_for_an_accuracy():
+    z, labels = blobs(4, 0)
+    exact = pipeline(tolerance=1e-10).fit(z.double().numpy(), labels.numpy())
+    agreement = fit_probe(z, labels).predict(z).numpy() == exact.predict(z.double().numpy())
+    assert agreement.mean() > 0.98
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32), st.integers(-12, 12))
+def test_scale_and_shift_of_the_features_change_nothing(seed, exponent):
+    z, labels = blobs(3, seed)
+    test = blobs(3, seed + 1)[0]
+    other = [x.double() * 10.0**exponent - 3 * 10.0**exponent for x in (z, test)]
+    same = fit_probe(other[0], labels).predict(other[1]) == fit_probe(z, labels).predict(test)
+    assert same.double().mean() > 0.98
+
+
+def test_constant_features_and_rounding_noise_say_nothing():
+    z, labels = blobs(3, 0)
+    z = z.double()
+    constant = torch.cat([z, torch.full((160, 1), 5.0, dtype=torch.float64)], dim=1)
+    tiny = 1e-12 * (labels == 1).double().unsqueeze(1) + 5.0
+    noise = torch.cat([z, tiny], dim=1)
+    plain = fit_probe(z, labels)
+    for wider in (constant, noise):
+        probe = fit_probe(wider, labels)
+        torch.testing.assert_close(probe.weight[:, :5], plain.weight)
+        assert probe.weight[:, 5].abs().max() == 0
+
+
+def test_features_that_are_all_constant_give_the_commonest_class():
+    labels = torch.tensor([0, 1, 1, 1, 2, 2] * 5)
+    probe = fit_probe(torch.ones(30, 4), labels)
+    assert probe.predict(
+        torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    ).tolist() == ([1] * 6)
+
+
+def test_two_classes_have_a_row_each():
+    z, labels = blobs(2, 0, noise=0.1)
+    probe = fit_probe(z, labels)
+    assert probe.weight.shape == (2, 5)
+    assert torch.equal(probe.predict(z), labels)
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(VerificationError, match="at least two classes; the labels hold 1"):
+        fit_probe(torch.randn(10, 3), torch.ones(10, dtype=torch.int64))
+
+
+def test_a_probe_that_does_not_converge_is_an_error(monkeypatch):
+    def fit(*_args: object) -> None:
+        warnings.warn("no", ConvergenceWarning, stacklevel=1)
+
+    monkeypatch.setattr(LogisticRegression, "fit", fit)
+    with pytest.raises(VerificationError, match="did not converge"):
+        fit_probe(*blobs(3, 0))
