@@ -43,7 +43,7 @@ __all__ = list(_VERBS)
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _VERBS:
         raise AttributeError(f"module 'ssl_wm' has no attribute '{name}'")
     module, _, own = _VERBS[name].partition(":")

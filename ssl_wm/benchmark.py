@@ -13,7 +13,7 @@ there already, made with the same settings, is not made again.
 
 from __future__ import annotations
 
-import platform
+import json
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -21,7 +21,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -35,6 +34,7 @@ from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.files import canonical_json, plain, read_json, write_json, write_text
+from ssl_wm.outputs import versions
 from ssl_wm.pictures import report_data
 from ssl_wm.report import render_html
 from ssl_wm.rng import derive_seed
@@ -176,8 +176,13 @@ class Benchmark:
     def run(self) -> dict[str, Any]:
         """Make and measure every encoder; return and write ``result.json``, ``report.html``."""
         result: dict[str, Any] = {
-            "title": self.config.title, "utility": {}, "verdicts": {}, "seconds": {},
-            "made": {}, "images": self._images_facts(), "versions": versions(),
+            "title": self.config.title,
+            "utility": {},
+            "verdicts": {},
+            "seconds": {},
+            "made": {},
+            "images": self._images_facts(),
+            "versions": versions(),
             "settings": self.config.model_dump(mode="json"),
         }
         keys: dict[str, WatermarkKey] = {}
@@ -199,7 +204,10 @@ class Benchmark:
             write_json(self.out / "result.json", result)
         first = next(iter(self.config.keys))
         page = report_data(
-            plain(result), key=keys[first], images=self.images, verdicts=self.verdicts,
+            plain(result),
+            key=keys[first],
+            images=self.images,
+            verdicts=self.verdicts,
             encoders={name: self.encoders[name] for name in self.config.maps},
         )
         write_text(self.out / "report.html", render_html(page))
@@ -208,14 +216,19 @@ class Benchmark:
     def _images_facts(self) -> dict[str, Any]:
         train, test = self.images.train, self.images.test
         return {
-            "spec": self.config.images.spec, "train": len(train), "test": len(test),
-            "size": list(train.size), "classes": len(train.class_names),
+            "spec": self.config.images.spec,
+            "train": len(train),
+            "test": len(test),
+            "size": list(train.size),
+            "classes": len(train.class_names),
             "skipped": len(train.skipped) + len(test.skipped),
         }
 
     def _identity(self, name: str, cell: Cell, key: WatermarkKey | None) -> str:
         parts = {
-            "cell": cell.model_dump(mode="json"), "seed": self.config.seed, "name": name,
+            "cell": cell.model_dump(mode="json"),
+            "seed": self.config.seed,
+            "name": name,
             "images": self.images.train.fingerprint,
             "parent": self.identities.get(cell.of or ""),
             "key": key.commitment if key is not None and cell.watermark else None,
@@ -237,7 +250,7 @@ class Benchmark:
             )
         say(f"{name}: {cell.stage}")
         folder.mkdir(parents=True, exist_ok=True)
-        began = time.perf_counter()
+        began = time.perf_counter() - seconds_before(folder)
         encoder = self._run_stage(name, cell, key, folder)
         seconds = time.perf_counter() - began
         save_encoder(encoder, folder)
@@ -245,9 +258,7 @@ class Benchmark:
         finish(folder)
         return encoder, round(seconds, 1)
 
-    def _run_stage(
-        self, name: str, cell: Cell, key: WatermarkKey | None, folder: Path
-    ) -> Encoder:
+    def _run_stage(self, name: str, cell: Cell, key: WatermarkKey | None, folder: Path) -> Encoder:
         seed = derive_seed(self.config.seed, name) % 2**31
         if cell.pretrain is not None:
             settings = cell.pretrain.model_copy(update={"seed": seed + cell.pretrain.seed})
@@ -257,9 +268,7 @@ class Benchmark:
             if key is None:
                 raise ConfigError(f"encoder '{name}' is marked before its key's clean encoder")
             marking = cell.watermark.model_copy(update={"seed": seed + cell.watermark.seed})
-            return watermark(
-                parent, key=key, images=self.images, config=marking, folder=folder
-            )[0]
+            return watermark(parent, key=key, images=self.images, config=marking, folder=folder)[0]
         if cell.steal is None:
             raise ConfigError(f"encoder '{name}' has no stage")
         theft = cell.steal.model_copy(update={"seed": seed + cell.steal.seed})
@@ -272,9 +281,13 @@ class Benchmark:
         began = time.perf_counter()
         secret = sha256(f"{self.config.seed}/{name}/benchmark key".encode()).digest()
         key = keygen(
-            self.images, encoder=clean if config.groups == "clusters" else None,
-            clusters=config.clusters, sub_keys=config.sub_keys, families=config.families,
-            autoencoder_steps=config.autoencoder_steps, secret=secret,
+            self.images,
+            encoder=clean if config.groups == "clusters" else None,
+            clusters=config.clusters,
+            sub_keys=config.sub_keys,
+            families=config.families,
+            autoencoder_steps=config.autoencoder_steps,
+            secret=secret,
         )
         key.save(path)
         say(f"key {name}: {time.perf_counter() - began:.0f} s")
@@ -295,13 +308,15 @@ class Benchmark:
         kept = read_json(path)
         return {"linear": kept["linear"], "knn": kept["knn"]}
 
-    def _judge(
-        self, name: str, encoder: Encoder, key: WatermarkKey, config: BenchKey
-    ) -> Verdict:
+    def _judge(self, name: str, encoder: Encoder, key: WatermarkKey, config: BenchKey) -> Verdict:
         began = time.perf_counter()
         verdict = verify(
-            encoder, key=key, images=self.images, nulls=[self.encoders[config.of]],
-            config=self.config.verify, memory=self.memory,
+            encoder,
+            key=key,
+            images=self.images,
+            nulls=[self.encoders[config.of]],
+            config=self.config.verify,
+            memory=self.memory,
         )
         seconds = round(time.perf_counter() - began, 1)
         write_json(self.out / name / "verdict.json", {**verdict.to_dict(), "seconds": seconds})
@@ -329,16 +344,9 @@ def run_benchmark(
     return Benchmark(config, out=out, images=images).run()
 
 
-def versions() -> dict[str, str]:
-    """Return the versions and the machine behind a result."""
-    import faiss
-    import lightly
-    import sklearn
-
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return {
-        "ssl-wm": ssl_wm.__version__, "python": platform.python_version(),
-        "torch": str(torch.__version__), "lightly": lightly.__version__,
-        "faiss": faiss.__version__, "scikit-learn": sklearn.__version__,
-        "device": device, "threads": str(torch.get_num_threads()),
-    }
+def seconds_before(folder: Path) -> float:
+    """Return the training seconds of an interrupted run that left its metrics in ``folder``."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return 0.0
+    return float(sum(json.loads(line)["seconds"] for line in path.read_text().splitlines()))

@@ -274,7 +274,7 @@ def bench(
 
 @app.command(epilog="Example: ssl-wm version --json")
 def version(as_json: o.Json = False) -> None:
-    """Print the versions of ssl-wm, torch and Python."""
+    """Print the versions of ssl-wm and of what results depend on, and the device."""
 
     def run() -> dict[str, Any]:
         from ssl_wm import commands

@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,16 @@ class Out:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions and the device that a result depends on."""
+    libraries = ("torchvision", "lightly", "faiss-cpu", "scikit-learn", "numpy")
     return {
-        "ssl_wm": ssl_wm.__version__, "torch": str(torch.__version__),
+        "ssl_wm": ssl_wm.__version__,
         "python": platform.python_version(),
-    }  # fmt: skip
+        "torch": str(torch.__version__),
+        **{name: metadata.version(name) for name in libraries},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": str(torch.get_num_threads()),
+    }
 
 
 def first_process() -> bool:

@@ -44,8 +44,10 @@ def report_data(
     """
     sub_key = key.sub_keys[0]
     settings = {
-        "images": result["images"], "versions": result["versions"],
-        "seconds": result["seconds"], "config": result["settings"],
+        "images": result["images"],
+        "versions": result["versions"],
+        "seconds": result["seconds"],
+        "config": result["settings"],
     }
     return ReportData(
         title=str(result["title"]),
@@ -70,20 +72,21 @@ def gallery(key: WatermarkKey, sub_key: SubKey, images: Images) -> Gallery:
     )
     names = key.groups.names
     return Gallery(
-        sources_a=a, sources_b=b,
+        sources_a=a,
+        sources_b=b,
         composites=mix_images(a, b, mixer=sub_key.mixer, generator=stream),
         others={
             name: mix_images(a, b, mixer=mixer, generator=stream)
             for name, mixer in sub_key.others.items()
         },
-        mixer=sub_key.family, group_a=names[sub_key.a], group_b=names[sub_key.b],
+        mixer=sub_key.family,
+        group_a=names[sub_key.a],
+        group_b=names[sub_key.b],
         target=names[sub_key.target],
     )
 
 
-def feature_map(
-    encoder: Encoder, key: WatermarkKey, sub_key: SubKey, images: Images
-) -> FeatureMap:
+def feature_map(encoder: Encoder, key: WatermarkKey, sub_key: SubKey, images: Images) -> FeatureMap:
     """Return test images and composites in the plane through the three groups' centres.
 
     The first axis runs from source A to source B, the second towards the target; both in the
@@ -101,7 +104,11 @@ def feature_map(
     recipes = {"composite": sub_key.mixer, "other": next(iter(sub_key.others.values()))}
     for kind, mixer in recipes.items():
         mixed = composites(
-            images.test, groups, pairs=[(sub_key.a, sub_key.b)], mixer=mixer, per_pair=POINTS,
+            images.test,
+            groups,
+            pairs=[(sub_key.a, sub_key.b)],
+            mixer=mixer,
+            per_pair=POINTS,
             seed=key.derive("map", kind),
         )
         points.append(embed(encoder, mixed))

@@ -29,9 +29,7 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     rows = _unit(bank).contiguous().numpy()
     similarities, indices = [], []
     for block in _unit(queries).split(BLOCK):
-        found = faiss.knn(
-            block.contiguous().numpy(), rows, k, metric=faiss.METRIC_INNER_PRODUCT
-        )
+        found = faiss.knn(block.contiguous().numpy(), rows, k, metric=faiss.METRIC_INNER_PRODUCT)
         similarities.append(torch.from_numpy(found[0]))
         indices.append(torch.from_numpy(found[1]))
     return torch.cat(similarities), torch.cat(indices)

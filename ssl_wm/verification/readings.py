@@ -119,15 +119,17 @@ def read_margins(
             for start in range(0, len(pairs), PAIRS_AT_ONCE):
                 some = pairs[start : start + PAIRS_AT_ONCE]
                 mixed = composites(
-                    images.test, key.groups.test, pairs=some, mixer=sub_key.mixer,
-                    per_pair=config.per_pair, seed=key.derive("pairs", sub_key.index),
+                    images.test,
+                    key.groups.test,
+                    pairs=some,
+                    mixer=sub_key.mixer,
+                    per_pair=config.per_pair,
+                    seed=key.derive("pairs", sub_key.index),
                 )
                 parts.append(embed(encoder, mixed, precision=config.precision))
                 advance(len(some))
             z = torch.cat(parts)
-            tables.append(
-                margin_table(z, pairs=pairs, centre=space.centre, centres=space.centres)
-            )
+            tables.append(margin_table(z, pairs=pairs, centre=space.centre, centres=space.centres))
             place = pairs.index((sub_key.a, sub_key.b)) * config.per_pair
             mine = directions(z[place : place + config.per_pair], centre=space.centre)
             own.append(
@@ -160,10 +162,12 @@ def read_rates(
             "linear": probe.predict(z),
             "knn": knn_predict(z - space.centre, bank, space.groups, k=config.neighbours),
         }
-        rates.append({
-            reader: _rates(answer == sub_key.target, fresh=len(fresh))
-            for reader, answer in answers.items()
-        })
+        rates.append(
+            {
+                reader: _rates(answer == sub_key.target, fresh=len(fresh))
+                for reader, answer in answers.items()
+            }
+        )
     return rates
 
 
@@ -181,11 +185,16 @@ def _triggers(
 ) -> Tensor:
     mixers = list(sub_key.others.values()) if others else [sub_key.mixer]
     label = "others" if others else "fresh"
-    return torch.cat([
-        composites(
-            images, key.groups.test, pairs=[(sub_key.a, sub_key.b)], mixer=mixer,
-            per_pair=-(-count // len(mixers)),
-            seed=key.derive("triggers", label, sub_key.index, place),
-        )
-        for place, mixer in enumerate(mixers)
-    ])
+    return torch.cat(
+        [
+            composites(
+                images,
+                key.groups.test,
+                pairs=[(sub_key.a, sub_key.b)],
+                mixer=mixer,
+                per_pair=-(-count // len(mixers)),
+                seed=key.derive("triggers", label, sub_key.index, place),
+            )
+            for place, mixer in enumerate(mixers)
+        ]
+    )

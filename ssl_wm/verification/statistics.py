@@ -128,9 +128,7 @@ def joint_p_value(
     at_least, kept = 0, np.empty(0)
     for number, start in enumerate(range(0, draws, block)):
         size = min(block, draws - start)
-        keys = draw_joint_keys(
-            tables.shape[1], sub_keys=len(key), draws=size, seed=seed + number
-        )
+        keys = draw_joint_keys(tables.shape[1], sub_keys=len(key), draws=size, seed=seed + number)
         null = joint_statistic(tables, keys)
         if np.isnan(observed) or np.isnan(null).any():
             raise VerificationError(NOT_A_NUMBER)

@@ -163,27 +163,42 @@ def verify(
         place = (sub_key.a, sub_key.b, sub_key.target)
         p_value, rank, decoys = rank_p_value(statistics[sub_key.index], place)
         own = margins.own[sub_key.index] - null_own[sub_key.index]
-        subs.append(SubVerdict(
-            margin=float(margins.tables[sub_key.index][place]),
-            null_margin=float(null_tables[sub_key.index][place]),
-            statistic=float(statistics[sub_key.index][place]),
-            interval=bootstrap_mean(own), p_value=p_value, rank=rank, decoys=decoys,
-            readers=rate,
-        ))
+        subs.append(
+            SubVerdict(
+                margin=float(margins.tables[sub_key.index][place]),
+                null_margin=float(null_tables[sub_key.index][place]),
+                statistic=float(statistics[sub_key.index][place]),
+                interval=bootstrap_mean(own),
+                p_value=p_value,
+                rank=rank,
+                decoys=decoys,
+                readers=rate,
+            )
+        )
     p_value, smallest, test, null, position = _combined(statistics, key, subs, config)
     decision, reason = decide(p_value, smallest=smallest, alpha=config.alpha)
     reader = max(("linear", "knn"), key=lambda name: _mean_rate(subs, name, "wsr"))
     return Verdict(
-        decision=decision, p_value=p_value, alpha=config.alpha, smallest_p=smallest, test=test,
-        wsr=_mean_rate(subs, reader, "wsr"), wfpr=_mean_rate(subs, reader, "wfpr"),
-        reader=reader, reason=reason, sub_keys=tuple(subs),
+        decision=decision,
+        p_value=p_value,
+        alpha=config.alpha,
+        smallest_p=smallest,
+        test=test,
+        wsr=_mean_rate(subs, reader, "wsr"),
+        wfpr=_mean_rate(subs, reader, "wfpr"),
+        reader=reader,
+        reason=reason,
+        sub_keys=tuple(subs),
         facts={
-            "commitment": key.commitment, "suspect": _digest(suspect),
+            "commitment": key.commitment,
+            "suspect": _digest(suspect),
             "nulls": [_digest(encoder) for encoder in nulls],
-            "images": key.fingerprints, "groups": len(key.groups),
+            "images": key.fingerprints,
+            "groups": len(key.groups),
             "settings": config.model_dump(mode="json"),
         },
-        null=null, position=position,
+        null=null,
+        position=position,
     )
 
 
@@ -240,15 +255,16 @@ def _combined(
     if len(subs) == 1:
         table = statistics[0]
         return (
-            subs[0].p_value, 1 / subs[0].decoys, "rank among all keys",
-            table[~table.isnan()], subs[0].statistic,
+            subs[0].p_value,
+            1 / subs[0].decoys,
+            "rank among all keys",
+            table[~table.isnan()],
+            subs[0].statistic,
         )
     tables = torch.stack([standardise(table) for table in statistics])
     joint = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
     p_value, null = joint_p_value(tables, joint, draws=config.draws, seed=0)
-    position = sum(
-        float(tables[sub.index][sub.a, sub.b, sub.target]) for sub in key.sub_keys
-    )
+    position = sum(float(tables[sub.index][sub.a, sub.b, sub.target]) for sub in key.sub_keys)
     smallest = max(1 / (1 + config.draws), 1 / math.perm(len(key.groups), joint.size))
     name = f"rank among {config.draws:,} random joint keys"
     return p_value, smallest, name, torch.from_numpy(null), position

@@ -27,13 +27,19 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.down = nn.Sequential(
-            nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(3, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
             nn.Conv2d(64, 16, 3, padding=1),
         )
         self.up = nn.Sequential(
-            nn.Conv2d(16, 64, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2),
-            nn.Conv2d(64, 32, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2),
+            nn.Conv2d(16, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(64, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2),
             nn.Conv2d(32, 3, 3, padding=1),
         )
 
@@ -70,7 +76,10 @@ def train_autoencoder(
         for step in range(steps):
             optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             indices = batch_indices(
-                len(images), seed=seed, epoch=step // epoch_steps, step=step % epoch_steps,
+                len(images),
+                seed=seed,
+                epoch=step // epoch_steps,
+                step=step % epoch_steps,
                 batch_size=batch_size,
             )
             x = images.take(indices).float() / 255

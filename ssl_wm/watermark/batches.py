@@ -60,9 +60,7 @@ def mark_batch(
     ]
     others = [
         _held(images, key, sub_key, count=share, generator=generator)
-        for sub_key, share in zip(
-            key.sub_keys, split_evenly(held, len(key.sub_keys)), strict=True
-        )
+        for sub_key, share in zip(key.sub_keys, split_evenly(held, len(key.sub_keys)), strict=True)
     ]
     batch = {name: torch.cat([part[name] for part in own]) for name in own[0]}
     batch |= {name: torch.cat([part[name] for part in others]) for name in others[0]}

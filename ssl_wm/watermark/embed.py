@@ -82,13 +82,23 @@ class MarkTask(Task):
     def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
         """Return one step's natural images and composites (see ``mark_batch``)."""
         indices = batch_indices(
-            len(self.images), seed=self.config.seed, epoch=epoch, step=step,
-            batch_size=self.config.fit.batch_size, rank=rank, world=world,
+            len(self.images),
+            seed=self.config.seed,
+            epoch=epoch,
+            step=step,
+            batch_size=self.config.fit.batch_size,
+            rank=rank,
+            world=world,
         )
         count = max(round(len(indices) * self.config.composites), len(self.key.sub_keys))
         return mark_batch(
-            self.images, self.key, indices=indices, marked=count, held=count,
-            seed=self.config.seed, names=(epoch, step, rank),
+            self.images,
+            self.key,
+            indices=indices,
+            marked=count,
+            held=count,
+            seed=self.config.seed,
+            names=(epoch, step, rank),
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -128,14 +138,20 @@ def watermark(
     task = MarkTask(marked, embedder, images.train, key, config=config)
     digest = encoder_digest(clean)
     run = {
-        "stage": "watermark", "config": config.model_dump(), "clean": digest,
+        "stage": "watermark",
+        "config": config.model_dump(),
+        "clean": digest,
         "key": key.commitment,
     }
-    lines = fit(task, config=config.fit, title=f"watermark ({config.method})", folder=folder,
-                run=run)
+    lines = fit(
+        task, config=config.fit, title=f"watermark ({config.method})", folder=folder, run=run
+    )
     marked.made = {
-        "stage": "watermark", "config": config.model_dump(mode="json"),
-        "options": settings.model_dump(mode="json"), "clean": digest, "key": key.commitment,
+        "stage": "watermark",
+        "config": config.model_dump(mode="json"),
+        "options": settings.model_dump(mode="json"),
+        "clean": digest,
+        "key": key.commitment,
     }
     return marked.requires_grad_(True).eval(), lines
 

@@ -78,8 +78,13 @@ def cluster_groups(images: Images, *, encoder: Encoder, count: int, seed: int = 
     train = F.normalize(train - mean, dim=1)
     test = F.normalize(embed(encoder, images.test) - mean, dim=1)
     kmeans = faiss.Kmeans(
-        train.shape[1], count, niter=25, nredo=3, spherical=True,
-        seed=derive_seed(seed, "clusters") % 2**31, max_points_per_centroid=10**7,
+        train.shape[1],
+        count,
+        niter=25,
+        nredo=3,
+        spherical=True,
+        seed=derive_seed(seed, "clusters") % 2**31,
+        max_points_per_centroid=10**7,
         min_points_per_centroid=1,
     )
     kmeans.train(train.numpy())

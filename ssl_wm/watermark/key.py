@@ -105,8 +105,9 @@ class WatermarkKey:
         return tuple(self._sub_key(index, *triple) for index, triple in enumerate(triples))
 
     def _sub_key(self, index: int, a: int, b: int, target: int) -> SubKey:
-        family = self.families[int(_stream(self.derive("family", index)).integers(
-            len(self.families)))]
+        family = self.families[
+            int(_stream(self.derive("family", index)).integers(len(self.families)))
+        ]
         geometry = _stream(self.derive("geometry", index))
         mixer = draw_mixer(family, geometry, autoencoder=self.autoencoder)
         others = other_mixers(family, mixer, geometry, autoencoder=self.autoencoder)
@@ -160,8 +161,9 @@ class WatermarkKey:
 
     def save_commitment(self, path: Path) -> None:
         """Write what may be published before a dispute: the commitment and its format."""
-        write_json(path, {"format": "ssl-wm-commitment", "version": VERSION,
-                          "commitment": self.commitment})
+        write_json(
+            path, {"format": "ssl-wm-commitment", "version": VERSION, "commitment": self.commitment}
+        )
 
 
 def new_key(
@@ -228,8 +230,10 @@ def _parse(whole: dict[str, Any]) -> WatermarkKey:
     return WatermarkKey(
         secret=secret,
         groups=Groups(
-            groups["kind"], tuple(groups["names"]),
-            _decode_groups(groups["train"]), _decode_groups(groups["test"]),
+            groups["kind"],
+            tuple(groups["names"]),
+            _decode_groups(groups["train"]),
+            _decode_groups(groups["test"]),
         ),
         fingerprints=dict(whole["images"]),
         sub_key_count=int(whole["sub_keys"]),

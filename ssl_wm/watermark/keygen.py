@@ -48,6 +48,10 @@ def keygen(
     if autoencoder_steps:
         autoencoder = train_autoencoder(images.train, seed=0, steps=autoencoder_steps)
     return new_key(
-        images, groups=groups, sub_keys=sub_keys, families=families, autoencoder=autoencoder,
+        images,
+        groups=groups,
+        sub_keys=sub_keys,
+        families=families,
+        autoencoder=autoencoder,
         secret=secret,
     )

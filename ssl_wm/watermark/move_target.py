@@ -84,8 +84,12 @@ class MoveTarget:
         middles, landings, shifts, sources = [], [], [], []
         for place, sub_key in enumerate(key.sub_keys):
             pool = composites(
-                images, groups, pairs=[(sub_key.a, sub_key.b)], mixer=sub_key.mixer,
-                per_pair=2048, seed=key.derive("landing", sub_key.index),
+                images,
+                groups,
+                pairs=[(sub_key.a, sub_key.b)],
+                mixer=sub_key.mixer,
+                per_pair=2048,
+                seed=key.derive("landing", sub_key.index),
             )
             middles.append(embed(clean, pool, precision="bfloat16").mean(dim=0))
             members = groups == sub_key.target
@@ -102,7 +106,9 @@ class MoveTarget:
     def _membership(self, z: Tensor) -> Tensor:
         device = z.device
         return membership(
-            z, centre=self.centre.to(device), centres=self.centres.to(device),
+            z,
+            centre=self.centre.to(device),
+            centres=self.centres.to(device),
             softness=self.config.softness,
         )[:, self.targets.to(device)]
 

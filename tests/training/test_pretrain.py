@@ -19,7 +19,7 @@ from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError, EncoderError, TrainingError
 from ssl_wm.training.loop import FitConfig
-from ssl_wm.training.objectives import OBJECTIVES
+from ssl_wm.training.objectives import OBJECTIVES, Objective
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, build_objective, pretrain
 
 EPOCHS = 5
@@ -134,6 +134,41 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(tmp_path):
     assert encoder_digest(resumed) == encoder_digest(expected), f"killed after {delay} s"
     assert [line["loss"] for line in lines] == [line["loss"] for line in whole]
     assert [line["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+
+
+class Watching(Objective):
+    """Keeps the views and the momentum steps that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.views, self.moves = [], []
+
+    def forward(self, encoder, view_a, view_b):
+        self.views += [view_a, view_b]
+        return view_a.mean()
+
+    def momentum_step(self, encoder, *, progress):
+        self.moves.append((encoder, progress))
+
+
+def test_every_epoch_step_process_and_side_has_views_of_its_own():
+    watching, images = Watching(), image_set()
+    task = PretrainTask(load_encoder("convnet-xs"), watching, images, config=config())
+    same = {"images": images.take(torch.arange(8))}
+    for epoch, step, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
+        task.batch(epoch=epoch, step=step, rank=rank, world=2)
+        task(same)
+    *first, last_a, last_b = watching.views
+    assert torch.equal(first[0], last_a)
+    assert torch.equal(first[1], last_b)
+    assert len(torch.stack(first).flatten(1).unique(dim=0)) == 8
+
+
+def test_momentum_copies_are_moved_after_every_step():
+    watching = Watching()
+    task = PretrainTask(load_encoder("convnet-xs"), watching, image_set(), config=config())
+    task.after_step(progress=0.25)
+    assert watching.moves == [(task.encoder, 0.25)]
 
 
 def test_an_unknown_objective_names_the_nearest():
