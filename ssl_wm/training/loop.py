@@ -14,11 +14,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightly.utils.scheduler import cosine_schedule
-from lightning_fabric import Fabric
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -31,6 +30,9 @@ from ssl_wm.training.checkpoint import (
     find_checkpoint,
     save_checkpoint,
 )
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Batch = dict[str, Tensor]
 
@@ -106,6 +108,8 @@ def fit(
         TrainingError: a loss is not finite (raised before the optimiser step, naming the
             terms), or the checkpoint belongs to another run.
     """
+    from lightning_fabric import Fabric
+
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     fabric = Fabric(accelerator="auto", devices=config.devices, precision=config.precision)
     fabric.launch()

@@ -75,20 +75,11 @@ class WatermarkKey:
             ConfigError: too few groups for the sub-keys, or a mixer family that is unknown or
                 lacks its autoencoder.
         """
-        if not self.families:
-            raise ConfigError(f"a key needs at least one mixer family of: {', '.join(MIXERS)}")
-        for family in self.families:
-            choose(family, MIXERS, what="mixer")
+        check_sub_keys(self.sub_key_count, groups=len(self.groups), families=self.families)
         if "autoencoder" in self.families and self.autoencoder is None:
             raise ConfigError(
                 "the mixer family 'autoencoder' needs an autoencoder; let keygen train one "
                 "(autoencoder_steps above 0) or leave the family out"
-            )
-        if self.sub_key_count < 1 or 3 * self.sub_key_count > len(self.groups):
-            raise ConfigError(
-                f"{self.sub_key_count} sub-keys need {3 * max(self.sub_key_count, 1)} groups "
-                f"(three each); there are {len(self.groups)}. Ask for fewer sub-keys or more "
-                "clusters"
             )
 
     def derive(self, *label: str | int, length: int = 32) -> bytes:
@@ -163,6 +154,23 @@ class WatermarkKey:
         """Write what may be published before a dispute: the commitment and its format."""
         write_json(
             path, {"format": "ssl-wm-commitment", "version": VERSION, "commitment": self.commitment}
+        )
+
+
+def check_sub_keys(count: int, *, groups: int, families: tuple[str, ...]) -> None:
+    """Make sure that ``count`` sub-keys fit ``groups`` groups and the families exist.
+
+    Raises:
+        ConfigError: too few groups, or an unknown mixer family.
+    """
+    if not families:
+        raise ConfigError(f"a key needs at least one mixer family of: {', '.join(MIXERS)}")
+    for family in families:
+        choose(family, MIXERS, what="mixer")
+    if count < 1 or 3 * count > groups:
+        raise ConfigError(
+            f"{count} sub-keys need {3 * max(count, 1)} groups (three each); there are {groups}. "
+            "Ask for fewer sub-keys or more clusters"
         )
 
 

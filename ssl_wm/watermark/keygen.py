@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ssl_wm.watermark.autoencoder import train_autoencoder
 from ssl_wm.watermark.groups import cluster_groups, label_groups
-from ssl_wm.watermark.key import WatermarkKey, new_key
+from ssl_wm.watermark.key import WatermarkKey, check_sub_keys, new_key
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -44,6 +44,7 @@ def keygen(
         groups = cluster_groups(images, encoder=encoder, count=clusters)
     if sub_keys is None:
         sub_keys = 3 if len(groups) >= 9 else 1
+    check_sub_keys(sub_keys, groups=len(groups), families=families)
     autoencoder = None
     if autoencoder_steps:
         autoencoder = train_autoencoder(images.train, seed=0, steps=autoencoder_steps)
