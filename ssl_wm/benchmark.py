@@ -34,7 +34,6 @@ from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.files import canonical_json, plain, read_json, write_json, write_text
-from ssl_wm.outputs import versions
 from ssl_wm.pictures import report_data
 from ssl_wm.report import render_html
 from ssl_wm.rng import derive_seed
@@ -43,6 +42,7 @@ from ssl_wm.training.pretrain import PretrainConfig, pretrain
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.utility import utility
 from ssl_wm.verification.verify import Verdict, VerifyConfig, verify
+from ssl_wm.versions import versions
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
 from ssl_wm.watermark.key import WatermarkKey, load_key
 from ssl_wm.watermark.keygen import keygen

@@ -14,10 +14,11 @@ from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction import steal as theft
 from ssl_wm.files import claim_file, read_json
-from ssl_wm.outputs import Out, versions
+from ssl_wm.outputs import Out
 from ssl_wm.training import pretrain as pretraining
 from ssl_wm.verification.utility import utility
 from ssl_wm.verification.verify import verify as judge
+from ssl_wm.versions import versions
 from ssl_wm.watermark import embed as marking
 from ssl_wm.watermark import keygen as keys
 from ssl_wm.watermark.key import load_key

@@ -134,6 +134,9 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "value_error":
+        place = f"setting '{where}': " if where else ""
+        return f"{place}{first['msg'].removeprefix('Value error, ')}{more}"
     if first["type"] != "extra_forbidden":
         return f"setting '{where}': {first['msg']}; got {first['input']!r}{more}"
     known = _known_names(model, first["loc"][:-1])

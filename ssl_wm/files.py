@@ -117,7 +117,8 @@ def read_json(path: Path, *, error: type[SslWmError] = SslWmError, what: str = "
 
 def pack_tensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
     """Return ``tensors`` as safetensors bytes (contiguous, on the CPU)."""
-    return safetensors_save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    data: bytes = safetensors_save({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
+    return data
 
 
 def unpack_tensors(
@@ -129,9 +130,10 @@ def unpack_tensors(
         SslWmError: (``error``) the bytes are truncated or not safetensors.
     """
     try:
-        return safetensors_load(data)
+        tensors: dict[str, torch.Tensor] = safetensors_load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, OverflowError) as cause:
         raise error(f"{what} is not a whole safetensors file: {cause}") from cause
+    return tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

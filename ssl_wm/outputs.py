@@ -9,17 +9,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel
 
-import ssl_wm
 from ssl_wm.data.sources import Images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import read_facts, save_encoder
@@ -27,6 +23,7 @@ from ssl_wm.encoders.saved import FACTS
 from ssl_wm.errors import OutputError, SslWmError
 from ssl_wm.files import claim_folder, plain, read_json, write_json
 from ssl_wm.training.loop import finish
+from ssl_wm.versions import versions
 
 SETTINGS = "settings.json"
 
@@ -130,19 +127,6 @@ class Out:
             "sha256": facts.sha256, "epochs": len(lines),
             "metrics": json.loads(lines[-1]) if lines else {},
         }  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Return the versions and the device that a result depends on."""
-    libraries = ("torchvision", "lightly", "faiss-cpu", "scikit-learn", "numpy")
-    return {
-        "ssl_wm": ssl_wm.__version__,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        **{name: metadata.version(name) for name in libraries},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": str(torch.get_num_threads()),
-    }
 
 
 def first_process() -> bool:

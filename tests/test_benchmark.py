@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,15 @@ def test_report_is_one_page_that_loads_nothing_and_hides_the_secret(finished):
     assert secret not in (out / "result.json").read_text()
 
 
+def test_table_for_the_docs_has_a_line_for_each_encoder(finished, capsys, monkeypatch):
+    out, result = finished
+    monkeypatch.setattr("sys.argv", ["results_table.py", str(out / "result.json")])
+    runpy.run_path(str(ROOT / "scripts" / "results_table.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(result["utility"])
+    assert len({line.count("|") for line in lines}) == 1
+
+
 def test_second_run_makes_nothing_again_and_says_the_same(finished):
     out, first = finished
     weights = out / "stolen" / "encoder.safetensors"
@@ -101,7 +111,7 @@ def test_copy_of_the_same_seed_is_bit_identical_in_another_folder(finished, tmp_
 )
 def test_story_that_cannot_be_told_is_refused_before_any_training(tmp_path, change, words):
     path = tmp_path / "story.yaml"
-    path.write_text(yaml.safe_dump({**STORY, **change}))
+    path.write_text(yaml.safe_dump({**STORY, **change}, sort_keys=False))
     with pytest.raises(ConfigError, match=words):
         load_bench_config(path, {})
 

@@ -50,7 +50,7 @@ class Autoencoder(nn.Module):
 
     def decode(self, code: Tensor, *, size: tuple[int, int]) -> Tensor:
         """Return images (B, 3, *size) in [0, 1] of ``code`` (B, 16, h, w)."""
-        images = self.up(code)
+        images: Tensor = self.up(code)
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size, mode="bilinear")
         return images.clamp(0, 1)
