@@ -290,7 +290,7 @@ def _story(
 ) -> None:  # fmt: skip
     def run() -> dict[str, Any]:
         from ssl_wm import commands
-        from ssl_wm.benchmark import load_bench_config
+        from ssl_wm.story import load_bench_config
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
         inputs = [config] if config else []

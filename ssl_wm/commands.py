@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_wm.benchmark import BenchConfig, run_benchmark
+from ssl_wm.benchmark import run_benchmark
 from ssl_wm.config import Settings
 from ssl_wm.data.sources import Images, open_images
 from ssl_wm.encoders.embeddings import embed
@@ -15,6 +15,7 @@ from ssl_wm.errors import ConfigError
 from ssl_wm.extraction import steal as theft
 from ssl_wm.files import claim_file, read_json
 from ssl_wm.outputs import Out
+from ssl_wm.story import BenchConfig
 from ssl_wm.training import pretrain as pretraining
 from ssl_wm.verification.utility import utility
 from ssl_wm.verification.verify import verify as judge

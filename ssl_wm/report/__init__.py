@@ -9,7 +9,8 @@ tables of them, ``drawing.py`` and ``plots.py`` the figures, ``html.py`` the pag
 
 from __future__ import annotations
 
-from ssl_wm.report.html import FeatureMap, Gallery, NullPlot, ReportData, render_html
+from ssl_wm.report.html import render_html
+from ssl_wm.report.shown import FeatureMap, Gallery, NullPlot, ReportData
 from ssl_wm.report.tables import result_table, verdict_table
 from ssl_wm.report.words import verdict_sentence
 

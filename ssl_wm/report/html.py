@@ -1,16 +1,13 @@
-"""The self-contained HTML report: what it shows (``ReportData``), and the page as a string."""
+"""The self-contained HTML report, as a string."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ssl_wm.errors import DataError
+from ssl_wm.report.shown import ReportData
 from ssl_wm.report.tables import result_rows, setting_rows, sub_key_rows
 from ssl_wm.report.words import (
     DASH,
@@ -27,115 +24,6 @@ from ssl_wm.report.words import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
-
-KINDS = ("source A", "source B", "target", "composite", "other")
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """A few composites next to their sources.
-
-    Attributes:
-        sources_a: uint8 ``(n, 3, H, W)``, images of group A.
-        sources_b: uint8 ``(n, 3, H, W)``, images of group B.
-        composites: uint8 ``(n, 3, H, W)``, made of both by the key's mixer.
-        others: name of another mixer -> its composites of the same pairs, uint8 ``(n, 3, H, W)``.
-        mixer: the key's mixer in words.
-        group_a: name of group A.
-        group_b: name of group B.
-        target: name of the target group.
-
-    Raises:
-        DataError: a tensor has another type or shape than ``composites``, or there is no image.
-    """
-
-    sources_a: Tensor
-    sources_b: Tensor
-    composites: Tensor
-    others: dict[str, Tensor]
-    mixer: str
-    group_a: str
-    group_b: str
-    target: str
-
-    def __post_init__(self) -> None:
-        shape = tuple(self.composites.shape)
-        if len(shape) != 4 or shape[1] != 3 or 0 in shape:
-            raise DataError(
-                f"gallery composites: expected (n, 3, H, W) with n, H, W >= 1, got {shape}; "
-                "pass some RGB images or no gallery"
-            )
-        named = {"sources_a": self.sources_a, "sources_b": self.sources_b} | self.others
-        for name, images in {"composites": self.composites, **named}.items():
-            if tuple(images.shape) != shape or images.dtype != torch.uint8:
-                raise DataError(
-                    f"gallery {printable(name)}: expected uint8 {shape} like the composites, got "
-                    f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}; convert it"
-                )
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """One encoder's feature space in two dimensions.
-
-    Attributes:
-        points: float ``(N, 2)``.
-        kind: for each point "source A", "source B", "target", "composite" or "other".
-
-    Raises:
-        DataError: the shapes disagree or a kind is unknown.
-    """
-
-    points: Tensor
-    kind: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if tuple(self.points.shape) != (len(self.kind), 2):
-            raise DataError(
-                f"feature map: expected points ({len(self.kind)}, 2), one for each kind, got "
-                f"{tuple(self.points.shape)}; project the features to two dimensions"
-            )
-        unknown = sorted(set(self.kind) - set(KINDS))
-        if unknown:
-            raise DataError(f"feature map: unknown kind {unknown[0]!r}; known: {', '.join(KINDS)}")
-
-
-@dataclass(frozen=True)
-class NullPlot:
-    """The permutation null of one encoder with the key's place in it.
-
-    Attributes:
-        null: float ``(n,)``, the statistic of each decoy key.
-        statistic: the statistic of the owner's key.
-        p_value: its p-value, 0 to 1.
-    """
-
-    null: Tensor
-    statistic: float
-    p_value: float
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """All that one report shows.
-
-    Attributes:
-        title: the page's heading.
-        result: ``{"utility": {NAME: {"linear": x, "knn": x}}, "verdicts": {NAME: verdict}}``,
-            accuracies and rates as fractions 0 to 1; either part and any value may be missing.
-        gallery: composites next to their sources, or None.
-        maps: NAME -> feature map; empty for none.
-        nulls: NAME -> permutation null; empty for none.
-        settings: settings and versions, nested as they like.
-    """
-
-    title: str
-    result: dict[str, Any]
-    gallery: Gallery | None
-    maps: dict[str, FeatureMap]
-    nulls: dict[str, NullPlot]
-    settings: dict[str, Any]
 
 
 def render_html(data: ReportData) -> str:

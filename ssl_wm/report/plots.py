@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ssl_wm.report.html import FeatureMap, Gallery, NullPlot
+    from ssl_wm.report.shown import FeatureMap, Gallery, NullPlot
 
 GAP = 2  # pixels of the images between two tiles of the gallery
 HEAD = 0.34  # inches for the gallery's headings
