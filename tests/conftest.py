@@ -8,12 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from ssl_wm.data.sources import Images, ImageSet
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
 from ssl_wm.watermark.groups import label_groups
 from ssl_wm.watermark.key import WatermarkKey, new_key
+
+settings.register_profile("ssl-wm", deadline=None)  # a busy machine is no failure
+settings.load_profile("ssl-wm")
 
 COLOURS = torch.tensor([*product((30, 225), repeat=3), (128, 128, 128)], dtype=torch.uint8)
 AS_IT_IS = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
