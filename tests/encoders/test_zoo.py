@@ -222,6 +222,8 @@ def test_a_projected_name_is_a_spec_like_any_other():
     digest = encoder_digest(load_encoder("convnet-xs+12?seed=3"))
     assert digest == encoder_digest(build_encoder("convnet-xs+12", seed=3))
     assert digest != encoder_digest(load_encoder("convnet-xs+12"))
+    one, two = (build_encoder("convnet-xs+12", seed=seed).backbone.projection for seed in (0, 3))
+    assert not torch.equal(one.weight, two.weight)
     assert load_encoder("timm/test_resnet+12?random&size=32").preprocessing.size == 32
     assert is_architecture("convnet-xs+12")
     assert not is_architecture("convnet-z+12")

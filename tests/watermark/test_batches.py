@@ -141,6 +141,23 @@ def test_a_held_composite_stays_near_one_of_its_own_sources(images, key, monkeyp
     assert 8 < int(is_first.sum()) < 32
 
 
+def test_a_held_composite_names_the_sub_key_whose_pair_it_is(images, key, group_of, monkeypatch):
+    """move-target repels the key's pair under other mixers, and leaves other pairs in place."""
+    pairs = []
+    for chosen in (0, 1):
+
+        def one(*pair: Tensor, chosen: int = chosen, **_settings: object) -> Tensor:
+            return pair[chosen]
+
+        monkeypatch.setattr(batches, "mix_images", one)
+        batch = step(images, key, held=40)
+        pairs.append(group_of(batch["held"]).tolist())
+    marks = {(sub.a, sub.b): sub.index for sub in key.sub_keys}
+    expected = [marks.get(pair, -1) for pair in zip(*pairs, strict=True)]
+    assert batch["held_sub"].tolist() == expected
+    assert set(expected) == {-1, 0, 1}
+
+
 def test_a_step_repeats_and_another_step_process_or_seed_differs(images, key):
     first = step(images, key)
     torch.manual_seed(9)
