@@ -28,10 +28,12 @@ from ssl_wm.training.loop import finish
 from ssl_wm.training.pretrain import pretrain
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.utility import utility
-from ssl_wm.verification.verify import Verdict, verify
+from ssl_wm.verification.verdict import Verdict
+from ssl_wm.verification.verify import verify
 from ssl_wm.versions import versions
 from ssl_wm.watermark.embed import watermark
-from ssl_wm.watermark.key import WatermarkKey, load_key
+from ssl_wm.watermark.key import WatermarkKey
+from ssl_wm.watermark.keyfile import load_key, save_key
 from ssl_wm.watermark.keygen import keygen
 
 
@@ -171,7 +173,7 @@ class Benchmark:
             autoencoder_steps=config.autoencoder_steps,
             secret=secret,
         )
-        key.save(path)
+        save_key(key, path)
         say(f"key {name}: {time.perf_counter() - began:.0f} s")
         return key
 

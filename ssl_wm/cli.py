@@ -226,7 +226,7 @@ def verify(
         return commands.verify(_settings(config, flags), key=key, suspect=suspect, nulls=null)
 
     result = show("verify", run, as_json=as_json)
-    from ssl_wm.verification.verify import EXIT_CODES
+    from ssl_wm.verification.verdict import EXIT_CODES
 
     raise typer.Exit(EXIT_CODES[result["decision"]])
 

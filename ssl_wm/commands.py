@@ -22,7 +22,7 @@ from ssl_wm.verification.verify import verify as judge
 from ssl_wm.versions import versions
 from ssl_wm.watermark import embed as marking
 from ssl_wm.watermark import keygen as keys
-from ssl_wm.watermark.key import load_key
+from ssl_wm.watermark.keyfile import load_key, save_commitment, save_key
 
 __all__ = [
     "Out", "bench", "keygen", "pretrain", "probe", "steal", "verify", "versions", "watermark",
@@ -78,12 +78,12 @@ def keygen(settings: Settings, *, encoder: str | None, out: Path, overwrite: boo
         clusters=wanted.clusters, sub_keys=wanted.sub_keys, families=wanted.families,
         autoencoder_steps=wanted.autoencoder_steps,
     )  # fmt: skip
-    key.save(out)
-    key.save_commitment(commitment)
+    save_key(key, out)
+    save_commitment(key, commitment)
     return {
         "out": str(out), "commitment_file": str(commitment), "commitment": key.commitment,
         "groups": key.groups.kind, "group_count": len(key.groups),
-        "sub_keys": key.sub_key_count,
+        "sub_keys": key.terms.sub_key_count,
     }  # fmt: skip
 
 

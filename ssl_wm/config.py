@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.training.pretrain import PretrainConfig
-from ssl_wm.verification.verify import VerifyConfig
+from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.watermark.embed import WatermarkConfig
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -12,13 +12,15 @@ from torch import Tensor
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.report import FeatureMap, Gallery, NullPlot, ReportData
 from ssl_wm.rng import torch_stream
-from ssl_wm.verification.readings import ReadConfig, read_space
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.readings import read_space
+from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.watermark.triggers import composites, draw_members, mix_images
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
-    from ssl_wm.verification.verify import Verdict
+    from ssl_wm.verification.verdict import Verdict
     from ssl_wm.watermark.key import SubKey, WatermarkKey
 
 SHOWN = 8
@@ -92,7 +94,8 @@ def feature_map(encoder: Encoder, key: WatermarkKey, sub_key: SubKey, images: Im
     The first axis runs from source A to source B, the second towards the target; both in the
     encoder's own centred, unit-length space, so encoders of any width can be compared.
     """
-    space = read_space(encoder, key, images.train, config=ReadConfig(reference=200))
+    reading = ReadConfig(reference=200)
+    space = read_space(ask(encoder, key, images, config=reading), key, config=reading)
     groups = key.groups.test
     points: list[Tensor] = []
     kinds: list[str] = []
@@ -109,7 +112,7 @@ def feature_map(encoder: Encoder, key: WatermarkKey, sub_key: SubKey, images: Im
             pairs=[(sub_key.a, sub_key.b)],
             mixer=mixer,
             per_pair=POINTS,
-            seed=key.derive("map", kind),
+            seed=sub_key.derive("map", kind),
         )
         points.append(embed(encoder, mixed))
         kinds += [kind] * POINTS

@@ -22,7 +22,7 @@ import ssl_wm
 from ssl_wm.config import ImagesConfig, KeyConfig, merge, parse, read_yaml
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.training.pretrain import PretrainConfig
-from ssl_wm.verification.verify import VerifyConfig
+from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.watermark.embed import WatermarkConfig
 
 STAGES = ("pretrain", "watermark", "steal")

@@ -23,7 +23,7 @@ from ssl_wm import cli, commands, terminal
 from ssl_wm.encoders.saved import read_facts
 from ssl_wm.extraction.steal import ATTACKS
 from ssl_wm.training.objectives import OBJECTIVES
-from ssl_wm.verification.verify import EXIT_CODES
+from ssl_wm.verification.verdict import EXIT_CODES
 from ssl_wm.watermark.embed import EMBEDDERS
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import torch
 
 from ssl_wm.cli import main
 from ssl_wm.encoders.load import load_encoder, read_facts
-from ssl_wm.verification.verify import EXIT_CODES
+from ssl_wm.verification.verdict import EXIT_CODES
 
 SMALL = """
 images: {spec: digits, limit: 100}

@@ -26,6 +26,7 @@ class ViewConfig(BaseModel):
     """The SimCLR family of augmentations (Chen et al., 2020, appendix A), without blur.
 
     Attributes:
+        crop: probability of a random resized crop; else the whole image stays as it is.
         min_scale: smallest area of a crop, as a share of the image.
         flip: probability of a horizontal flip.
         jitter: probability of the colour jitter.
@@ -38,6 +39,7 @@ class ViewConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    crop: float = Field(1.0, ge=0, le=1)
     min_scale: float = Field(0.2, gt=0, le=1)
     flip: float = Field(0.5, ge=0, le=1)
     jitter: float = Field(0.8, ge=0, le=1)
@@ -70,7 +72,8 @@ def augment(images: Tensor, *, config: ViewConfig, generator: Generator) -> Tens
 def random_crop_flip(images: Tensor, *, config: ViewConfig, generator: Generator) -> Tensor:
     """Return random resized crops (area in [min_scale, 1], ratio in [3/4, 4/3]) with flips.
 
-    The law is that of torchvision's ``RandomResizedCrop``: area and ratio are drawn until the
+    A share ``crop`` of the images is cropped, by the law of torchvision's
+    ``RandomResizedCrop``: area and ratio are drawn until the
     crop fits into the image, at most ten times, else the whole image is taken (so always with
     min_scale 1). ``images`` and the result are (B, 3, H, W) floats; for images that are not
     square, the ratio is relative to theirs.
@@ -87,6 +90,8 @@ def random_crop_flip(images: Tensor, *, config: ViewConfig, generator: Generator
     fits = (sides <= 1).all(dim=0)
     first = fits.byte().argmax(dim=0).expand(2, 1, batch)
     width, height = torch.where(fits.any(dim=0), sides.gather(1, first).squeeze(1), 1.0)
+    whole = uniform(0, 1) >= config.crop
+    width, height = width.where(~whole, 1.0), height.where(~whole, 1.0)
     centre_x = uniform(-1, 1) * (1 - width)
     centre_y = uniform(-1, 1) * (1 - height)
     mirrored = torch.where(uniform(0, 1) < config.flip, -width, width)

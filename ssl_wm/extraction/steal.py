@@ -29,7 +29,7 @@ from ssl_wm.training.loop import Batch, FitConfig, Task, fit
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
-MILD = ViewConfig(min_scale=0.6, jitter=0.0, grey=0.0)
+MILD = ViewConfig(crop=0.5, min_scale=0.6, jitter=0.0, grey=0.0)
 COLOUR = ViewConfig(min_scale=1.0)
 STRONG = ViewConfig()
 

@@ -1,7 +1,7 @@
-"""The margin: how much nearer composites lie to a target group than to their sources.
+"""The margin and the contrast: how near composites lie to a target group.
 
-Everything happens in the suspect's own space, centred on its mean embedding, so a margin is
-the same after any rotation, positive scaling or shift of the embeddings, at any width.
+Everything happens in the suspect's own space, centred on its mean embedding, so both are the
+same after any rotation, positive scaling or shift of the embeddings, at any width.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_wm.encoders.space import directions, group_centres
 
-__all__ = ["composite_margins", "directions", "group_centres", "margin_table"]
+__all__ = ["composite_margins", "contrasts", "directions", "group_centres", "margin_table"]
 
 
 def margin_table(
@@ -54,3 +54,16 @@ def composite_margins(cosines: Tensor, *, a: int, b: int) -> Tensor:
     """
     cosines = cosines.double()
     return cosines - torch.maximum(cosines[:, a], cosines[:, b]).unsqueeze(1)
+
+
+def contrasts(margins: Tensor) -> Tensor:
+    """Return margins (..., G) minus their mean over the targets, NaN left out.
+
+    What all targets share drops out: the distance of a pair's composites to their own sources,
+    and with it the largest part of what theft alone changes. The contrast is
+    ``mean [cos(z, c_t)] - mean over t' of mean [cos(z, c_t')]``, t' neither A nor B.
+
+    >>> contrasts(torch.tensor([0.5, float("nan"), 0.1]))
+    tensor([ 0.2000,     nan, -0.2000])
+    """
+    return margins - margins.nanmean(dim=-1, keepdim=True)

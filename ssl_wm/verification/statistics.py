@@ -1,20 +1,27 @@
 """The tests behind a verdict. Pure functions; no test here assumes a distribution.
 
-Test A, exact for any suspect that is independent of the secret: the key was drawn uniformly
+Test A1, exact for any suspect that is independent of the secret: the key was drawn uniformly
 from a finite set of keys, so its rank among them is uniform whatever the suspect and the null
 encoders are. With several sub-keys the *joint* key (all triples together, disjoint groups) is
 the one draw, and any fixed function of the joint key may be ranked: no independence of the
-sub-keys is needed.
+sub-keys is needed. Test A2 keeps the groups and ranks the recipes. Test B ranks the suspect
+among null encoders.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from ssl_wm.errors import VerificationError
 from ssl_wm.rng import numpy_stream
 
+PRIOR_WEIGHT = 4.0
+ENOUGH_NULLS = 4
 NOT_A_NUMBER = (
     "the margin of a key is not a number, so nothing can be ranked; check that every group has "
     "images and that the encoder's embeddings are finite and of sane scale"
@@ -59,6 +66,31 @@ def rank_p_value(statistics: Tensor, key: tuple[int, int, int]) -> tuple[float, 
     known = statistics[~statistics.isnan()]
     rank = int((known >= statistics[key]).sum())
     return rank / len(known), rank, len(known)
+
+
+def null_centred(values: Tensor, nulls: Tensor) -> Tensor:
+    """Return ``values`` minus their mean over the nulls, over their spread where it is known.
+
+    With m >= 4 null encoders each key's difference is divided by a moderated deviation,
+    ``s^2 = (4 s0^2 + sum (x - mean)^2) / (4 + m - 1)`` with s0^2 the median variance of all
+    keys (Smyth, 2004, eq. 1 with a fixed prior weight): a key whose few nulls happen to agree
+    does not become certain. No null depends on the secret, so ranks stay exact.
+
+    Args:
+        values: (...) statistics of the suspect.
+        nulls: (m, ...) the same of the null encoders.
+
+    >>> null_centred(torch.tensor([3.0, 1.0]), torch.tensor([[1.0, 1.0]]))
+    tensor([2., 0.])
+    """
+    difference = values - nulls.mean(dim=0)
+    count = len(nulls)
+    if count < ENOUGH_NULLS:
+        return difference
+    squares = (nulls - nulls.mean(dim=0)).square().sum(dim=0)
+    prior = (squares / (count - 1)).nanmedian()
+    spread = ((PRIOR_WEIGHT * prior + squares) / (PRIOR_WEIGHT + count - 1)).sqrt()
+    return difference / spread.clamp(min=1e-12)
 
 
 def standardise(statistics: Tensor) -> Tensor:
@@ -153,3 +185,89 @@ def bootstrap_mean(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def recipe_p_value(recipes: Tensor) -> tuple[float, float]:
+    """Return (p, smallest p possible) of the key's recipes for its own groups (test A2).
+
+    Each sub-key's own recipe is one more draw from the generator of its decoys, independently
+    of the other sub-keys, so all combinations of one recipe per sub-key are equally likely:
+    ``p = #{combinations with a sum at least the key's} / (R + 1)^S``, exact.
+
+    Args:
+        recipes: (S, R + 1) statistic of each recipe, the key's own first. S is at most 3; of
+            more sub-keys the first three are used.
+
+    >>> recipe_p_value(torch.tensor([[3.0, 1.0, 2.0], [5.0, 6.0, 0.0]]))
+    (0.2222222222222222, 0.1111111111111111)
+    """
+    used = recipes[:3].double()
+    sums = used[0]
+    for row in used[1:]:
+        sums = (sums.unsqueeze(1) + row).flatten()
+    observed = used[:, 0].sum()
+    if bool(observed.isnan()):
+        raise VerificationError(NOT_A_NUMBER)
+    return float((sums >= observed - 1e-12).double().mean()), 1 / len(sums)
+
+
+def conformal_p_value(suspect: Tensor, nulls: Tensor) -> tuple[float, float]:
+    """Return (p, smallest p possible) of the suspect among null encoders (test B).
+
+    ``p = (1 + #{nulls that score at least the suspect's score}) / (m + 1)``, where the score is
+    the sum over sub-keys of the statistic over its deviation among all m + 1 encoders. All
+    encoders are treated alike, so p is valid if an innocent suspect is exchangeable with the
+    null encoders (Vovk et al., 2005, proposition 2.4).
+
+    Args:
+        suspect: (S,) statistic of each sub-key.
+        nulls: (m, S) the same of the null encoders.
+
+    >>> conformal_p_value(torch.tensor([2.0]), torch.tensor([[0.0], [1.0], [0.5]]))
+    (0.25, 0.25)
+    """
+    everyone = torch.cat([suspect.unsqueeze(0), nulls]).double()
+    deviation = everyone.std(dim=0, correction=0).clamp(min=1e-12)
+    scores = ((everyone - everyone.mean(dim=0)) / deviation).sum(dim=1)
+    count = len(everyone)
+    return int((scores >= scores[0] - 1e-12).sum()) / count, 1 / count
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number (Holm, 1979): family-wise and step-down.
+
+    Rejecting those at most alpha keeps the chance of any false rejection at most alpha,
+    whatever their dependence.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = running
+    return adjusted
+
+
+def alpha_of_look(alpha: float, look: int) -> float:
+    """Return what the n-th use of a key may spend, ``alpha * 6 / (pi n)^2``.
+
+    The sum over all n is alpha, so however many suspects are tried one after another, the
+    chance of any false accusation stays at most alpha (union bound).
+
+    >>> round(alpha_of_look(0.01, 1), 6), round(sum(alpha_of_look(1, n) for n in range(1, 9999)), 3)
+    (0.006079, 1.0)
+    """
+    return alpha * 6 / (math.pi * look) ** 2
+
+
+def ways_to_reveal(chosen: int, known: int) -> int:
+    """Return in how many ways an owner could have picked the sub-keys that he reveals.
+
+    He may have looked first and revealed those that did best, so p is multiplied by it.
+
+    >>> ways_to_reveal(1, 3), ways_to_reveal(3, 3)
+    (3, 1)
+    """
+    return math.comb(known, chosen)

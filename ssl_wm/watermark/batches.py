@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.key import SubKey, WatermarkKey
     from ssl_wm.watermark.mixers import Mixer
 
-MILD = ViewConfig(min_scale=0.6, jitter=0.0, grey=0.0)
+MILD = ViewConfig(crop=0.5, min_scale=0.6, jitter=0.0, grey=0.0)
 
 
 def mark_batch(

@@ -1,38 +1,35 @@
 """The watermark key: one 256-bit secret from which everything secret is derived.
 
-Groups of each sub-key, mixer geometry and image pairs come from the secret through HKDF
-(RFC 5869) with a label each; nothing is picked by hand. What is public (the groups, the
-images' fingerprints, the mixer families allowed) is fixed beside it and bound to it by the
-commitment, a SHA-256 that can be published before any suspect is known.
+``secret -> sub-secrets (HKDF, RFC 5869) -> leaves of a Merkle tree -> root -> commitment``.
+The commitment, a SHA-256 over the root and the public terms, is published first. Only then
+does a public number that nobody could choose (the beacon) fix which groups and which recipe
+each leaf stands for, so an owner cannot hand-pick them. Each leaf can be revealed alone.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import hmac
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from ssl_wm.errors import ConfigError, KeyFileError, SslWmError, choose
-from ssl_wm.files import canonical_json, read_json, sha256_bytes, write_json
-from ssl_wm.watermark.autoencoder import pack_autoencoder, unpack_autoencoder
-from ssl_wm.watermark.groups import Groups
-from ssl_wm.watermark.mixers import MIXERS, Mixer, draw_mixer, other_mixers
+from ssl_wm.errors import ConfigError, KeyFileError
+from ssl_wm.files import canonical_json, sha256_bytes
+from ssl_wm.watermark.derivation import derive, hkdf, stream_of
+from ssl_wm.watermark.merkle import leaf_hash, merkle_path, merkle_root, root_from_path
+from ssl_wm.watermark.mixers import Mixer, draw_mixer, other_mixers
+from ssl_wm.watermark.terms import Terms
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.watermark.autoencoder import Autoencoder
+    from ssl_wm.watermark.groups import Groups
 
-FORMAT, VERSION = "ssl-wm-key", 1
-SALT = b"ssl-wm/key/v1"
+COMMITMENT_TAG = b"ssl-wm/commitment/v2\0"
 
 
 @dataclass(frozen=True)
@@ -46,27 +43,124 @@ class SubKey:
     family: str
     mixer: Mixer = field(repr=False)
     others: dict[str, Mixer] = field(repr=False)
+    seed: bytes = field(repr=False)
+
+    def derive(self, *label: str | int, length: int = 32) -> bytes:
+        """Return ``length`` secret bytes for ``label`` (HKDF-SHA256)."""
+        return derive(self.seed, *label, length=length)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """What a Merkle leaf commits to; whoever has it can render this sub-key's composites.
+
+    Attributes:
+        index: place among the sub-keys.
+        places: where its three groups stand in the order that the beacon shuffles.
+        secret: 32 bytes behind its recipe and image pairs.
+    """
+
+    index: int
+    places: tuple[int, int, int]
+    secret: bytes = field(repr=False)
+
+    @cached_property
+    def content(self) -> bytes:
+        """The bytes that are hashed."""
+        return canonical_json(
+            {"index": self.index, "places": list(self.places), "secret": self.secret.hex()}
+        )
+
+
+class OpenKey:
+    """What verification uses: public terms, a commitment, and sub-keys that may be used.
+
+    Attributes:
+        terms: the public facts.
+        beacon: the public value published after the commitment; "" where there is none.
+        root: of the Merkle tree over the leaves.
+        leaves: those that are known.
+    """
+
+    terms: Terms
+    beacon: str
+
+    @property
+    def root(self) -> bytes:
+        """Return the Merkle root."""
+        raise NotImplementedError
+
+    @property
+    def leaves(self) -> Sequence[Leaf]:
+        """Return the leaves that are known."""
+        raise NotImplementedError
+
+    @property
+    def groups(self) -> Groups:
+        """The public partition of the images."""
+        return self.terms.groups
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of the training and the test images."""
+        return self.terms.fingerprints
+
+    @property
+    def statement(self) -> dict[str, Any]:
+        """What the commitment is the hash of: the terms and the Merkle root."""
+        return {**self.terms.statement, "root": self.root.hex()}
+
+    @property
+    def commitment(self) -> str:
+        """SHA-256 that binds the leaves to the terms and reveals nothing of them."""
+        return sha256_bytes(COMMITMENT_TAG + canonical_json(self.statement))
+
+    @cached_property
+    def salt(self) -> bytes:
+        """Public bytes that nobody could choose: of the commitment and then the beacon."""
+        framed = canonical_json({"beacon": self.beacon, "commitment": self.commitment})
+        return hashlib.sha256(b"ssl-wm/beacon/v2\0" + framed).digest()
+
+    @cached_property
+    def sub_keys(self) -> tuple[SubKey, ...]:
+        """The known sub-keys.
+
+        The public salt shuffles all groups; a leaf's places then name its own. Places differ
+        within a key, so groups do too, and whatever the places are, the groups of all leaves
+        together are one uniform draw without replacement.
+        """
+        order = stream_of(derive(self.salt, "order")).permutation(len(self.groups))
+        return tuple(self._open(leaf, order) for leaf in self.leaves)
+
+    def _open(self, leaf: Leaf, order: np.ndarray) -> SubKey:
+        seed = hkdf(leaf.secret, salt=self.salt, info=b"seed", length=32)
+        a, b, target = (int(order[place]) for place in leaf.places)
+        family, mixer, stream = _draw_recipe(seed, self.terms)
+        others = other_mixers(family, mixer, stream, autoencoder=self.terms.autoencoder)
+        return SubKey(leaf.index, a, b, target, family, mixer, others, seed)
+
+    def check_images(self, images: Images, *, splits: tuple[str, ...] = ("train", "test")) -> None:
+        """Make sure that ``images`` are those the key was made for.
+
+        Raises:
+            KeyFileError: a fingerprint differs.
+        """
+        self.terms.check_images(images, splits=splits)
 
 
 @dataclass(frozen=True, eq=False)
-class WatermarkKey:
-    """A secret and the public facts that it is bound to.
+class WatermarkKey(OpenKey):
+    """The owner's key: the secret, and the public terms that it is bound to.
 
     Attributes:
         secret: 32 random bytes; kept out of ``repr``, reports and logs.
-        groups: the public partition of the images.
-        fingerprints: SHA-256 of the training and the test images.
-        sub_key_count: number of sub-keys; their groups are disjoint.
-        families: mixer families that the secret may choose among.
-        autoencoder: of the autoencoder-blend mixer; None leaves that family out.
+        terms: the public facts.
+        beacon: public value published after the commitment; "" where there is none.
     """
 
     secret: bytes = field(repr=False)
-    groups: Groups = field(repr=False)
-    fingerprints: dict[str, str] = field(repr=False)
-    sub_key_count: int = 1
-    families: tuple[str, ...] = ("crop-paste",)
-    autoencoder: Autoencoder | None = field(default=None, repr=False)
+    terms: Terms = field(repr=False)
+    beacon: str = ""
 
     def __post_init__(self) -> None:
         """Check that the groups and mixers suffice.
@@ -75,103 +169,106 @@ class WatermarkKey:
             ConfigError: too few groups for the sub-keys, or a mixer family that is unknown or
                 lacks its autoencoder.
         """
-        check_sub_keys(self.sub_key_count, groups=len(self.groups), families=self.families)
-        if "autoencoder" in self.families and self.autoencoder is None:
-            raise ConfigError(
-                "the mixer family 'autoencoder' needs an autoencoder; let keygen train one "
-                "(autoencoder_steps above 0) or leave the family out"
-            )
-
-    def derive(self, *label: str | int, length: int = 32) -> bytes:
-        """Return ``length`` secret bytes for ``label`` (HKDF-SHA256)."""
-        info = "/".join(str(part) for part in label).encode()
-        return hkdf(self.secret, salt=SALT, info=info, length=length)
+        self.terms.check()
 
     @cached_property
-    def sub_keys(self) -> tuple[SubKey, ...]:
-        """The sub-keys; their 3 n groups are one uniform draw without replacement."""
-        stream = _stream(self.derive("groups"))
-        order = stream.permutation(len(self.groups))[: 3 * self.sub_key_count]
-        triples = order.reshape(-1, 3).tolist()
-        return tuple(self._sub_key(index, *triple) for index, triple in enumerate(triples))
-
-    def _sub_key(self, index: int, a: int, b: int, target: int) -> SubKey:
-        family = self.families[
-            int(_stream(self.derive("family", index)).integers(len(self.families)))
-        ]
-        geometry = _stream(self.derive("geometry", index))
-        mixer = draw_mixer(family, geometry, autoencoder=self.autoencoder)
-        others = other_mixers(family, mixer, geometry, autoencoder=self.autoencoder)
-        return SubKey(index, a, b, target, family, mixer, others)
+    def leaves(self) -> tuple[Leaf, ...]:
+        """All leaves; their places are one uniform draw without replacement."""
+        count = self.terms.sub_key_count
+        order = stream_of(derive(self.secret, "places")).permutation(len(self.groups))
+        triples = order[: 3 * count].reshape(-1, 3).tolist()
+        return tuple(
+            Leaf(index, (a, b, t), derive(self.secret, "sub-key", index))
+            for index, (a, b, t) in enumerate(triples)
+        )
 
     @cached_property
-    def public(self) -> dict[str, Any]:
-        """What may be known of the key: all but the secret."""
-        packed = pack_autoencoder(self.autoencoder) if self.autoencoder else b""
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "images": dict(self.fingerprints),
-            "groups": {
-                "kind": self.groups.kind,
-                "names": list(self.groups.names),
-                "train": _encode_groups(self.groups.train),
-                "test": _encode_groups(self.groups.test),
-            },
-            "sub_keys": self.sub_key_count,
-            "families": list(self.families),
-            "autoencoder": base64.b64encode(packed).decode(),
-        }
+    def root(self) -> bytes:
+        """Merkle root over the leaves."""
+        return merkle_root([leaf_hash(leaf.content) for leaf in self.leaves])
 
-    @property
-    def commitment(self) -> str:
-        """SHA-256 that binds the secret to the public facts and reveals nothing of it."""
-        whole = {"public": sha256_bytes(canonical_json(self.public)), "secret": self.secret.hex()}
-        return sha256_bytes(b"ssl-wm/commitment/v1\0" + canonical_json(whole))
-
-    def check_images(self, images: Images, *, splits: tuple[str, ...] = ("train", "test")) -> None:
-        """Make sure that ``images`` are those the key was made for.
+    def with_beacon(self, beacon: str) -> WatermarkKey:
+        """Return the key with a public value that was published after its commitment.
 
         Raises:
-            KeyFileError: a fingerprint differs.
+            ConfigError: the value is empty, or the key has one already.
         """
-        for split in splits:
-            image_set = images.train if split == "train" else images.test
-            if image_set.fingerprint != self.fingerprints[split]:
-                raise KeyFileError(
-                    f"this key was made for other images: the {split} images of "
-                    f"'{images.spec}' ({len(image_set)}) have another fingerprint than the "
-                    f"key's ({len(self.groups.of(split))} images). Name the images, size and "
-                    "limit that keygen was given"
-                )
+        if not beacon.strip():
+            raise ConfigError("the beacon is empty; give the value that was published")
+        if self.beacon:
+            raise ConfigError(
+                "this key has a beacon already, and a second one could be chosen to suit; start "
+                "from the key as it was when its commitment was published"
+            )
+        return WatermarkKey(self.secret, self.terms, beacon.strip())
 
-    def save(self, path: Path) -> None:
-        """Write the key (secret included) to ``path`` with mode 0600."""
-        whole = {**self.public, "secret": self.secret.hex(), "commitment": self.commitment}
-        write_json(path, whole, mode=0o600)
+    def reveal(self, indices: Sequence[int] | None = None) -> RevealedKey:
+        """Return the key with only some sub-keys, each proved to be committed to.
 
-    def save_commitment(self, path: Path) -> None:
-        """Write what may be published before a dispute: the commitment and its format."""
-        write_json(
-            path, {"format": "ssl-wm-commitment", "version": VERSION, "commitment": self.commitment}
+        Args:
+            indices: which; None reveals all.
+
+        Raises:
+            ConfigError: there is no such sub-key.
+        """
+        known = range(len(self.leaves))
+        chosen = sorted(set(known if indices is None else indices))
+        if not chosen or not set(chosen) <= set(known):
+            raise ConfigError(
+                f"this key has the sub-keys 0 to {len(known) - 1}; asked for {list(indices or [])}"
+            )
+        hashes = [leaf_hash(leaf.content) for leaf in self.leaves]
+        paths = tuple(tuple(merkle_path(hashes, index)) for index in chosen)
+        return RevealedKey(
+            self.terms, self.root, tuple(self.leaves[index] for index in chosen), paths, self.beacon
         )
 
 
-def check_sub_keys(count: int, *, groups: int, families: tuple[str, ...]) -> None:
-    """Make sure that ``count`` sub-keys fit ``groups`` groups and the families exist.
+@dataclass(frozen=True, eq=False)
+class RevealedKey(OpenKey):
+    """Some sub-keys of a key, with the proof that its commitment binds them.
 
-    Raises:
-        ConfigError: too few groups, or an unknown mixer family.
+    Attributes:
+        terms: the public facts.
+        known_root: of the Merkle tree.
+        revealed: the leaves.
+        paths: each leaf's path to the root.
+        beacon: public value published after the commitment.
     """
-    if not families:
-        raise ConfigError(f"a key needs at least one mixer family of: {', '.join(MIXERS)}")
-    for family in families:
-        choose(family, MIXERS, what="mixer")
-    if count < 1 or 3 * count > groups:
-        raise ConfigError(
-            f"{count} sub-keys need {3 * max(count, 1)} groups (three each); there are {groups}. "
-            "Ask for fewer sub-keys or more clusters"
-        )
+
+    terms: Terms = field(repr=False)
+    known_root: bytes = field(repr=False)
+    revealed: tuple[Leaf, ...] = field(repr=False)
+    paths: tuple[tuple[tuple[str, bytes], ...], ...] = field(repr=False)
+    beacon: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the proof.
+
+        Raises:
+            KeyFileError: a leaf does not belong to the root, or two leaves share a group.
+        """
+        self.terms.check()
+        for leaf, path in zip(self.leaves, self.paths, strict=True):
+            if root_from_path(leaf_hash(leaf.content), path) != self.root:
+                raise KeyFileError(
+                    f"sub-key {leaf.index} does not belong to this key's commitment: its path "
+                    "leads to another root"
+                )
+        places = [place for leaf in self.leaves for place in leaf.places]
+        known = set(range(len(self.groups)))
+        if not self.leaves or len(set(places)) < len(places) or not set(places) <= known:
+            raise KeyFileError("the revealed sub-keys share groups, or name groups there are not")
+
+    @property
+    def root(self) -> bytes:
+        """Merkle root that the paths lead to."""
+        return self.known_root
+
+    @property
+    def leaves(self) -> tuple[Leaf, ...]:
+        """The revealed leaves."""
+        return self.revealed
 
 
 def new_key(
@@ -181,6 +278,7 @@ def new_key(
     sub_keys: int = 1,
     families: tuple[str, ...] = ("crop-paste",),
     autoencoder: Autoencoder | None = None,
+    encoder: str | None = None,
     secret: bytes | None = None,
 ) -> WatermarkKey:
     """Return a fresh key for ``images``.
@@ -191,6 +289,7 @@ def new_key(
         sub_keys: how many marks, with disjoint groups.
         families: mixer families that the secret may choose among.
         autoencoder: of the blend mixer.
+        encoder: digest of the owner's clean encoder, to be committed to.
         secret: 32 bytes; drawn from the operating system when None. Only experiments that
             must repeat pass one.
 
@@ -198,80 +297,20 @@ def new_key(
         ConfigError: the groups do not suffice.
     """
     fingerprints = {"train": images.train.fingerprint, "test": images.test.fingerprint}
-    secret = secrets.token_bytes(32) if secret is None else secret
-    return WatermarkKey(secret, groups, fingerprints, sub_keys, families, autoencoder)
+    terms = Terms(groups, fingerprints, sub_keys, families, autoencoder, encoder)
+    return WatermarkKey(secrets.token_bytes(32) if secret is None else secret, terms)
 
 
-def load_key(path: Path) -> WatermarkKey:
-    """Return the key in ``path``.
+def decoy_recipe(sub_key: SubKey, number: int, *, terms: Terms) -> tuple[Mixer, bytes]:
+    """Return decoy recipe ``number`` for a sub-key's groups: a mixer and the pairs' seed.
 
-    Raises:
-        KeyFileError: the file is missing, damaged, changed by hand or of a newer format.
+    Drawn from the same generator as the sub-key's own, which is one more such draw.
     """
-    whole = read_json(path, error=KeyFileError, what="key")
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
-        raise KeyFileError(f"{path} is not a watermark key; make one with 'ssl-wm keygen'")
-    if whole.get("version") != VERSION:
-        raise KeyFileError(
-            f"key {path} has format version {whole.get('version')}; this program reads version "
-            f"{VERSION}. Install a newer ssl-wm"
-        )
-    try:
-        key = _parse(whole)
-        commitment = key.commitment
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SslWmError) as error:
-        raise KeyFileError(f"key {path} is damaged: {type(error).__name__} {error}") from error
-    if commitment != whole.get("commitment"):
-        raise KeyFileError(
-            f"key {path} was changed after it was made: its content does not match its "
-            "commitment. Use the original file"
-        )
-    return key
+    seed = sub_key.derive("decoy recipe", number)
+    return _draw_recipe(seed, terms)[1], derive(seed, "pairs")
 
 
-def _parse(whole: dict[str, Any]) -> WatermarkKey:
-    groups = whole["groups"]
-    packed = base64.b64decode(whole["autoencoder"], validate=True)
-    secret = bytes.fromhex(whole["secret"])
-    if len(secret) != 32:
-        raise ValueError("the secret is not 32 bytes")
-    return WatermarkKey(
-        secret=secret,
-        groups=Groups(
-            groups["kind"],
-            tuple(groups["names"]),
-            _decode_groups(groups["train"]),
-            _decode_groups(groups["test"]),
-        ),
-        fingerprints=dict(whole["images"]),
-        sub_key_count=int(whole["sub_keys"]),
-        families=tuple(whole["families"]),
-        autoencoder=unpack_autoencoder(packed) if packed else None,
-    )
-
-
-def hkdf(secret: bytes, *, salt: bytes, info: bytes, length: int) -> bytes:
-    r"""Return ``length`` bytes of HKDF-SHA256 (RFC 5869, sections 2.2 and 2.3).
-
-    >>> hkdf(b"\x0b" * 22, salt=bytes(range(13)), info=bytes(range(0xf0, 0xfa)), length=8).hex()
-    '3cb25f25faacd57a'
-    """
-    root = hmac.digest(salt, secret, hashlib.sha256)
-    output, block = b"", b""
-    for counter in range(1, -(-length // 32) + 1):
-        block = hmac.digest(root, block + info + bytes([counter]), hashlib.sha256)
-        output += block
-    return output[:length]
-
-
-def _stream(seed: bytes) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(int.from_bytes(seed[:16], "big")))
-
-
-def _encode_groups(groups: Tensor) -> str:
-    return base64.b64encode(groups.numpy().astype("<u2").tobytes()).decode()
-
-
-def _decode_groups(text: str) -> Tensor:
-    values = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u2")
-    return torch.from_numpy(values.astype(np.int64))
+def _draw_recipe(seed: bytes, terms: Terms) -> tuple[str, Mixer, np.random.Generator]:
+    number = int(stream_of(derive(seed, "family")).integers(len(terms.families)))
+    family, stream = terms.families[number], stream_of(derive(seed, "geometry"))
+    return family, draw_mixer(family, stream, autoencoder=terms.autoencoder), stream

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.watermark.autoencoder import train_autoencoder
 from ssl_wm.watermark.groups import cluster_groups, label_groups
-from ssl_wm.watermark.key import WatermarkKey, check_sub_keys, new_key
+from ssl_wm.watermark.key import WatermarkKey, new_key
+from ssl_wm.watermark.terms import check_sub_keys
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -54,5 +56,6 @@ def keygen(
         sub_keys=sub_keys,
         families=families,
         autoencoder=autoencoder,
+        encoder=encoder_digest(encoder) if encoder is not None else None,
         secret=secret,
     )

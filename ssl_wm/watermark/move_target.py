@@ -43,8 +43,8 @@ class MoveTargetConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    shift: float = Field(0.8, ge=0)
-    softness: float = Field(0.1, gt=0)
+    shift: float = Field(0.65, ge=0)
+    softness: float = Field(0.2, gt=0)
     spread: float = Field(0.2, ge=0, le=1)
     repel: float = Field(0.5, ge=0)
     marked_weight: float = Field(0.3, ge=0)
@@ -89,7 +89,7 @@ class MoveTarget:
                 pairs=[(sub_key.a, sub_key.b)],
                 mixer=sub_key.mixer,
                 per_pair=2048,
-                seed=key.derive("landing", sub_key.index),
+                seed=sub_key.derive("landing"),
             )
             middles.append(embed(clean, pool, precision="bfloat16").mean(dim=0))
             members = groups == sub_key.target

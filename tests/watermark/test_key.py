@@ -19,7 +19,9 @@ from ssl_wm.errors import ConfigError, KeyFileError
 from ssl_wm.files import canonical_json
 from ssl_wm.watermark.autoencoder import Autoencoder, pack_autoencoder, unpack_autoencoder
 from ssl_wm.watermark.groups import Groups
-from ssl_wm.watermark.key import WatermarkKey, hkdf, load_key, new_key
+from ssl_wm.watermark.derivation import hkdf
+from ssl_wm.watermark.key import WatermarkKey, new_key
+from ssl_wm.watermark.keyfile import load_key
 from ssl_wm.watermark.mixers import MIXERS, PixelMerge
 
 FINGERPRINTS = {"train": "0" * 64, "test": "f" * 64}

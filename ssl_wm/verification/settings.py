@@ -1,0 +1,54 @@
+"""How a suspect is read and judged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ReadConfig(BaseModel):
+    """How much is read.
+
+    Attributes:
+        per_pair: composites of test images for each ordered pair of groups and sub-key.
+        recipes: decoy recipes (mixer and image pairs) for each sub-key's own groups; 0 leaves
+            out the test on them.
+        reference: training images per group that fix the centres and fit the readers.
+        trigger_count: composites behind each WSR and WFPR (the paper: at least 1,000).
+        neighbours: k of the kNN reader.
+        precision: of the encoder's forward pass.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    per_pair: int = Field(64, ge=8)
+    recipes: int = Field(99, ge=0)
+    reference: int = Field(500, ge=8)
+    trigger_count: int = Field(1000, ge=8)
+    neighbours: int = Field(20, ge=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class VerifyConfig(BaseModel):
+    """How a suspect is judged.
+
+    Attributes:
+        alpha: largest acceptable rate of false accusations, over all looks together.
+        look: None where this key judges one suspect, once. Else 1 for its first use, 2 for its
+            second, ...: the n-th may spend ``alpha * 6 / (pi n)^2``, and all sum to alpha.
+        draws: random joint keys behind the combined p-value of several sub-keys.
+        access: what the suspect answers: "embeddings", or "labels" (only the largest output
+            of a classifier is used).
+        max_queries: images that the suspect may be sent; None means no limit.
+        read: how much is read from each encoder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha: float = Field(0.01, gt=0, lt=1)
+    look: int | None = Field(None, ge=1)
+    draws: int = Field(9_999_999, ge=99)
+    access: Literal["embeddings", "labels"] = "embeddings"
+    max_queries: int | None = Field(None, ge=1)
+    read: ReadConfig = ReadConfig()
