@@ -9,21 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import typer
 
 import ssl_wm
 from ssl_wm import options as o
+from ssl_wm.cli_claims import claims
 from ssl_wm.terminal import NAME, run_app, show
-
-if TYPE_CHECKING:
-    from ssl_wm.config import Settings
 
 app = typer.Typer(
     name=NAME, add_completion=False, pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+
+app.add_typer(claims)
 
 
 @app.callback(invoke_without_command=True)
@@ -63,13 +64,13 @@ def pretrain(
     flags = {
         "pretrain.arch": arch, "pretrain.objective": objective, "pretrain.seed": seed,
         "pretrain.fit.epochs": epochs,
-    } | _images(images, size, limit, download)  # fmt: skip
+    } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
         from ssl_wm import commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
-        return commands.pretrain(_settings(config, flags), out=place)
+        return commands.pretrain(o.read_settings(config, flags), out=place)
 
     show("pretrain", run, as_json=as_json)
 
@@ -84,6 +85,9 @@ def keygen(
     labels: o.Labels = None,
     clusters: o.Clusters = None,
     sub_keys: o.SubKeys = None,
+    count: o.KeyCount = None,
+    given: o.GivenKey = None,
+    beacon: o.Beacon = None,
     overwrite: o.Overwrite = False,
     config: o.ConfigFile = None,
     size: o.Size = None,
@@ -95,19 +99,24 @@ def keygen(
 
     Keep FILE secret: whoever has it can find, prove and remove the mark.
     FILE.commitment.json may be published: it shows later that the key
-    existed, and reveals nothing of it.
+    existed, and reveals nothing of it. Once it is published, mix in a public
+    value that nobody could know before (--from FILE --beacon VALUE): then
+    nobody can say that you tried many keys and kept the best.
     """
     groups = None if labels is None else ("labels" if labels else "clusters")
     flags = {
         "key.groups": groups, "key.clusters": clusters, "key.sub_keys": sub_keys,
-    } | _images(images, size, limit, download)  # fmt: skip
+    } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
         from ssl_wm import commands
 
+        if given is not None or beacon is not None:
+            return commands.add_beacon(given, beacon=beacon, out=out, overwrite=overwrite)
         return commands.keygen(
-            _settings(config, flags), encoder=encoder, out=out, overwrite=overwrite
-        )
+            o.read_settings(config, flags), encoder=encoder, out=out, overwrite=overwrite,
+            count=count,
+        )  # fmt: skip
 
     show("keygen", run, as_json=as_json)
 
@@ -133,13 +142,15 @@ def watermark(
     """Embed the key's watermark into a copy of an encoder; the encoder itself stays as it is."""
     flags = {
         "watermark.method": method, "watermark.fit.epochs": epochs,
-    } | _images(images, size, limit, download)  # fmt: skip
+    } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
         from ssl_wm import commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
-        return commands.watermark(_settings(config, flags), encoder=encoder, key=key, out=place)
+        return commands.watermark(
+            o.read_settings(config, flags), encoder=encoder, key=key, out=place
+        )
 
     show("watermark", run, as_json=as_json)
 
@@ -166,13 +177,13 @@ def steal(
     flags = {
         "steal.attack": attack, "steal.budget": budget, "steal.arch": arch,
         "steal.fit.epochs": epochs, "steal.seed": seed,
-    } | _images(images, size, limit, download)  # fmt: skip
+    } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
         from ssl_wm import commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
-        return commands.steal(_settings(config, flags), victim=victim, out=place)
+        return commands.steal(o.read_settings(config, flags), victim=victim, out=place)
 
     show("steal", run, as_json=as_json)
 
@@ -188,47 +199,14 @@ def probe(
     as_json: o.Json = False,
 ) -> None:
     """Measure an encoder's utility: test accuracy of a linear probe and of 20 neighbours."""
-    flags = _images(images, size, limit, download)
+    flags = o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
         from ssl_wm import commands
 
-        return commands.probe(_settings(config, flags), encoder=encoder)
+        return commands.probe(o.read_settings(config, flags), encoder=encoder)
 
     show("probe", run, as_json=as_json)
-
-
-@app.command(
-    epilog="Example: ssl-wm verify --key owner.key --suspect stolen --images digits --null clean"
-)
-def verify(
-    key: o.KeyFile,
-    suspect: o.SuspectSpec,
-    null: o.NullSpecs,
-    images: o.ImagesSpec = None,
-    alpha: o.Alpha = None,
-    config: o.ConfigFile = None,
-    size: o.Size = None,
-    limit: o.Limit = None,
-    download: o.Download = None,
-    as_json: o.Json = False,
-) -> None:
-    """Judge whether a suspect encoder carries the key's watermark.
-
-    Exit code 0: detected. 1: not detected. 2: inconclusive, or an error
-    (then there is a message on standard error and no result).
-    """
-    flags = {"verify.alpha": alpha} | _images(images, size, limit, download)
-
-    def run() -> dict[str, Any]:
-        from ssl_wm import commands
-
-        return commands.verify(_settings(config, flags), key=key, suspect=suspect, nulls=null)
-
-    result = show("verify", run, as_json=as_json)
-    from ssl_wm.verification.verdict import EXIT_CODES
-
-    raise typer.Exit(EXIT_CODES[result["decision"]])
 
 
 @app.command(epilog="Example: ssl-wm demo --out demo")
@@ -250,7 +228,7 @@ def demo(
     them all, and writes result.json and report.html. The encoders and
     owner.key stay in the folder, so that every command can be tried on them.
     """
-    flags = {"seed": seed} | _images(images, size, limit, download)
+    flags = {"seed": seed} | o.image_flags(images, size, limit, download)
     _story("demo", config, flags, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -268,7 +246,7 @@ def bench(
     as_json: o.Json = False,
 ) -> None:
     """Run the story that a config tells: which encoders are made, robbed and judged."""
-    flags = {"seed": seed} | _images(images, size, limit, download)
+    flags = {"seed": seed} | o.image_flags(images, size, limit, download)
     _story("bench", config, flags, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -297,19 +275,6 @@ def _story(
         return commands.bench(load_bench_config(config, flags), out=place, inputs=inputs)
 
     show(command, run, as_json=as_json)
-
-
-def _images(
-    spec: str | None, size: int | None, limit: int | None, download: bool | None
-) -> dict[str, Any]:
-    names = ("spec", "size", "limit", "download")
-    return {f"images.{n}": v for n, v in zip(names, (spec, size, limit, download), strict=True)}
-
-
-def _settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
-    from ssl_wm.config import load_settings
-
-    return load_settings(config, flags)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

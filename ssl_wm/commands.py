@@ -18,14 +18,14 @@ from ssl_wm.outputs import Out
 from ssl_wm.story import BenchConfig
 from ssl_wm.training import pretrain as pretraining
 from ssl_wm.verification.utility import utility
-from ssl_wm.verification.verify import verify as judge
 from ssl_wm.versions import versions
 from ssl_wm.watermark import embed as marking
 from ssl_wm.watermark import keygen as keys
+from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.keyfile import load_key, save_commitment, save_key
 
 __all__ = [
-    "Out", "bench", "keygen", "pretrain", "probe", "steal", "verify", "versions", "watermark",
+    "Out", "add_beacon", "bench", "keygen", "pretrain", "probe", "steal", "versions", "watermark",
 ]  # fmt: skip
 Result = dict[str, Any]
 
@@ -48,21 +48,27 @@ def pretrain(settings: Settings, *, out: Out) -> Result:
     return out.result()
 
 
-def keygen(settings: Settings, *, encoder: str | None, out: Path, overwrite: bool) -> Result:
+def keygen(
+    settings: Settings, *, encoder: str | None, out: Path, overwrite: bool, count: int | None = None
+) -> Result:
     """Write a new key to ``out`` and its commitment beside it.
 
     Args:
         settings: images and key.
         encoder: the clean encoder, for groups from clusters.
-        out: file of the key.
+        out: file of the key, or with ``count`` the folder of the keys.
         overwrite: whether an existing key may be replaced.
+        count: how many keys over the same groups, one per licensee; None writes one file.
 
     Raises:
         SslWmError: bad settings, images or encoder, or the file is there already.
     """
-    commitment = out.with_name(f"{out.name}.commitment.json")
-    for path in (out, commitment):
-        claim_file(path, overwrite=overwrite)
+    if count is not None and count < 1:
+        raise ConfigError(f"--count must be at least 1; got {count}")
+    files = [out] if count is None else [out / f"licensee-{n}.key" for n in range(count)]
+    for file in files:
+        for path in (file, commitment_path(file)):
+            claim_file(path, overwrite=overwrite)
     wanted = settings.key
     kind = wanted.groups if "groups" in wanted.model_fields_set else None
     if kind is None:
@@ -73,16 +79,48 @@ def keygen(settings: Settings, *, encoder: str | None, out: Path, overwrite: boo
             "from the class labels"
         )
     clean = load_encoder(encoder) if encoder else None
-    key = keys.keygen(
+    first = keys.keygen(
         open_chosen(settings), encoder=clean if kind == "clusters" else None,
         clusters=wanted.clusters, sub_keys=wanted.sub_keys, families=wanted.families,
         autoencoder_steps=wanted.autoencoder_steps,
     )  # fmt: skip
+    made = [first, *(keys.another_key(first) for _ in files[1:])]
+    for key, file in zip(made, files, strict=True):
+        save_key(key, file)
+        save_commitment(key, commitment_path(file))
+    told = _key_facts(first, files[0])
+    return told if count is None else {**told, "out": str(out), "keys": [str(f) for f in files]}
+
+
+def add_beacon(given: Path | None, *, beacon: str | None, out: Path, overwrite: bool) -> Result:
+    """Write a copy of the key ``given`` with a public value mixed in.
+
+    Raises:
+        ConfigError: the key or the value is missing, or the key has one already.
+        KeyFileError: the key cannot be read.
+        OutputError: ``out`` is there already.
+    """
+    if given is None or beacon is None:
+        raise ConfigError(
+            "a beacon is mixed into a key whose commitment is published already: give both --from "
+            "FILE and --beacon VALUE (make the key first, publish FILE.commitment.json, wait for "
+            "the value)"
+        )
+    claim_file(out, overwrite=overwrite)
+    key = load_key(given).with_beacon(beacon)
     save_key(key, out)
-    save_commitment(key, commitment)
+    return {**_key_facts(key, out), "beacon": key.beacon}
+
+
+def commitment_path(key: Path) -> Path:
+    """Return where the commitment of the key file ``key`` lies."""
+    return key.with_name(f"{key.name}.commitment.json")
+
+
+def _key_facts(key: WatermarkKey, file: Path) -> Result:
     return {
-        "out": str(out), "commitment_file": str(commitment), "commitment": key.commitment,
-        "groups": key.groups.kind, "group_count": len(key.groups),
+        "out": str(file), "commitment_file": str(commitment_path(file)),
+        "commitment": key.commitment, "groups": key.groups.kind, "group_count": len(key.groups),
         "sub_keys": key.terms.sub_key_count,
     }  # fmt: skip
 
@@ -136,21 +174,6 @@ def probe(settings: Settings, *, encoder: str) -> Result:
         embed(read, images.train), images.train.labels,
         embed(read, images.test), images.test.labels,
     ))  # fmt: skip
-
-
-def verify(settings: Settings, *, key: Path, suspect: str, nulls: Sequence[str]) -> Result:
-    """Return the verdict on a suspect as a dictionary.
-
-    Raises:
-        SslWmError: bad settings, images, encoders or key.
-    """
-    secret, images = load_key(key), open_chosen(settings)
-    secret.check_images(images)
-    verdict = judge(
-        load_encoder(suspect), key=secret, images=images,
-        nulls=[load_encoder(spec) for spec in nulls], config=settings.verify,
-    )  # fmt: skip
-    return verdict.to_dict()
 
 
 def bench(config: BenchConfig, *, out: Out, inputs: Sequence[Path] = ()) -> Result:

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
+from ssl_wm.nulls import NullsConfig
 from ssl_wm.training.pretrain import PretrainConfig
+from ssl_wm.verification.calibrate import CalibrateConfig
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.watermark.embed import WatermarkConfig
 
@@ -73,6 +75,8 @@ class Settings(BaseModel):
     watermark: WatermarkConfig = WatermarkConfig()
     steal: StealConfig = StealConfig()
     verify: VerifyConfig = VerifyConfig()
+    nulls: NullsConfig = NullsConfig()
+    calibrate: CalibrateConfig = CalibrateConfig()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ssl_wm.config import Settings
 
 IMAGES_HELP = "Images: a folder with one folder per class, torchvision/<Dataset>, or digits."
 ENCODER_HELP = (
@@ -115,7 +119,8 @@ NullSpecs = Annotated[
     list[str],
     typer.Option(
         "--null", metavar="SPEC",
-        help="An encoder known to be unmarked, your clean one first. May be given again.",
+        help="An encoder known to be unmarked, your clean one first, or a folder of several. "
+        "May be given again.",
     ),
 ]  # fmt: skip
 KeyFile = Annotated[
@@ -172,6 +177,100 @@ Alpha = Annotated[
         help="Largest acceptable rate of false accusations; the default is 0.01.",
     ),
 ]  # fmt: skip
+KeyCount = Annotated[
+    int | None,
+    typer.Option(
+        "--count", metavar="N", show_default=False,
+        help="Make N keys over the same groups, one per licensee; --out is then a folder.",
+    ),
+]  # fmt: skip
+GivenKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", metavar="FILE", show_default=False,
+        help="A key whose commitment is published; --beacon is mixed into a copy of it.",
+    ),
+]  # fmt: skip
+Beacon = Annotated[
+    str | None,
+    typer.Option(
+        "--beacon", metavar="VALUE", show_default=False,
+        help="A public random value published after the commitment, e.g. a drand round.",
+    ),
+]  # fmt: skip
+KeyFolder = Annotated[
+    Path, typer.Option("--keys", metavar="DIR", help="A folder of key files, one per licensee.")
+]
+Look = Annotated[
+    int | None,
+    typer.Option(
+        "--look", metavar="N", show_default=False,
+        help="This is the N-th time this key judges a suspect; the limit shrinks so that all "
+        "looks together keep --alpha.",
+    ),
+]  # fmt: skip
+Access = Annotated[
+    str | None,
+    typer.Option(
+        "--access", metavar="NAME", show_default=False,
+        help="embeddings (the default), or labels: only the largest output of a classifier "
+        "is used.",
+    ),
+]  # fmt: skip
+MaxQueries = Annotated[
+    int | None,
+    typer.Option(
+        "--max-queries", metavar="N", show_default=False,
+        help="Send the suspect at most N images; less is read then.",
+    ),
+]  # fmt: skip
+EvidenceFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--evidence", metavar="DIR", show_default=False,
+        help="Seal all that a third party needs to recompute the verdict into this folder.",
+    ),
+]  # fmt: skip
+SubKeyChoice = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--sub-key", metavar="I", show_default=False,
+        help="Use and reveal only sub-key I (0 is the first). May be given again.",
+    ),
+]  # fmt: skip
+SuspectAgain = Annotated[
+    str | None,
+    typer.Option(
+        "--suspect", metavar="SPEC", show_default=False,
+        help="The suspect, to be asked again and compared with the sealed answers.",
+    ),
+]  # fmt: skip
+Bundle = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that --evidence filled.")]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE.html", show_default=False,
+        help="The page to write; the default is evidence.html beside the bundle.",
+    ),
+]  # fmt: skip
+NullCount = Annotated[
+    int | None,
+    typer.Option("--count", metavar="N", show_default=False, help="How many null encoders."),
+]
+Pools = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pool", metavar="SPEC", show_default=False,
+        help="Other images that a thief might query with, a spec as for --images. May be given "
+        "again.",
+    ),
+]  # fmt: skip
+KeyTrials = Annotated[
+    int | None,
+    typer.Option(
+        "--keys", metavar="N", show_default=False, help="Random keys tried on each encoder."
+    ),
+]  # fmt: skip
 BenchFile = Annotated[
     Path,
     typer.Option("--config", metavar="FILE.yaml", help="The story to run, e.g. configs/demo.yaml."),
@@ -180,3 +279,22 @@ Version = Annotated[
     bool,
     typer.Option("--version", metavar=" ", help="Print the version and exit.", show_default=False),
 ]
+
+
+def image_flags(
+    spec: str | None, size: int | None, limit: int | None, download: bool | None
+) -> dict[str, Any]:
+    """Return the image options as settings, by dotted name."""
+    names = ("spec", "size", "limit", "download")
+    return {f"images.{n}": v for n, v in zip(names, (spec, size, limit, download), strict=True)}
+
+
+def read_settings(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Return the settings of a file with flags on top.
+
+    Raises:
+        ConfigError: a setting is unknown or out of range.
+    """
+    from ssl_wm.config import load_settings
+
+    return load_settings(config, flags)

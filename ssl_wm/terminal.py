@@ -136,7 +136,13 @@ def result_lines(command: str, result: Mapping[str, Any]) -> list[RenderableType
     if command == "verify":
         word = DECISIONS[result["decision"]]
         p, alpha = p_text(result["p_value"]), p_text(result["alpha"])
-        return [verdict_table(result), f"{word} p = {p} alpha = {alpha}"]
+        tests = [f"{t['name']}: p = {p_text(t['p_value'])}, {t['says']}" for t in result["tests"]]
+        return [verdict_table(result), *tests, f"{word} p = {p} alpha = {alpha}"]
+    if command == "trace":
+        return trace_lines(result)
+    if command == "evidence check":
+        whole = "whole: the verdict follows from the bundle"
+        return [*result["problems"], whole if result["ok"] else "NOT whole: do not rely on it"]
     if command == "probe":
         return [f"{name}: {percent(result[name])} %" for name in ("linear", "knn")]
     if command in ("demo", "bench"):
@@ -149,6 +155,19 @@ def result_lines(command: str, result: Mapping[str, Any]) -> list[RenderableType
         if isinstance(value, Mapping) and value
     ]
     return [f"{name}: {value}" for name, value in [*pairs, *nested]]
+
+
+def trace_lines(result: Mapping[str, Any]) -> list[RenderableType]:
+    """Return whose copy leaked, one line per licensee, then the decision."""
+    from ssl_wm.report.words import listing, p_text
+
+    lines: list[RenderableType] = [
+        f"{name}: p = {p_text(told['p_value'])}, adjusted {p_text(told['adjusted_p_value'])}"
+        for name, told in result["licensees"].items()
+    ]
+    leaked = listing(list(result["leaked"]))
+    end = {"traced": f"leaked by {leaked}", "not_traced": "none of them leaked it"}
+    return [*lines, result["reason"], end.get(result["decision"], "these keys cannot decide it")]
 
 
 def _short(value: object) -> str:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ssl_wm.data.sources import Images, ImageSet
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
-from ssl_wm.watermark.groups import label_groups
+from ssl_wm.watermark.groups import Groups, label_groups
 from ssl_wm.watermark.key import WatermarkKey, new_key
+from ssl_wm.watermark.terms import Terms
 
 settings.register_profile("ssl-wm", deadline=None)  # a busy machine is no failure
 settings.load_profile("ssl-wm")
@@ -46,8 +47,22 @@ def make_images(
 
 def make_key(images: Images, *, number: int = 0, **settings: object) -> WatermarkKey:
     """Return key ``number`` for the classes of ``images``."""
-    secret = hashlib.sha256(b"test key %d" % number).digest()
+    secret = make_secret(number)
     return new_key(images, groups=label_groups(images), secret=secret, **settings)
+
+
+def make_secret(number: int) -> bytes:
+    """Return the 32 secret bytes of test key ``number``."""
+    return hashlib.sha256(b"test key %d" % number).digest()
+
+
+def make_terms(*, groups: int = 8, sub_keys: int = 1, **settings: object) -> Terms:
+    """Return the terms of a key for ``groups`` classes of two images each."""
+    index = torch.arange(2 * groups) % groups
+    names = tuple(f"class {g}" for g in range(groups))
+    fingerprints = {"train": "0" * 64, "test": "f" * 64}
+    parts = Groups("labels", names, index, index.flip(0))
+    return Terms(parts, fingerprints, sub_key_count=sub_keys, **settings)
 
 
 class PaletteNet(nn.Module):
@@ -102,6 +117,8 @@ def world() -> SimpleNamespace:
     return SimpleNamespace(
         images=make_images,
         key=make_key,
+        secret=make_secret,
+        terms=make_terms,
         palette=palette_encoder,
         convnet=trained_encoder,
         flat=AS_IT_IS,

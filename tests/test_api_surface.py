@@ -114,6 +114,13 @@ def test_verification_does_not_train():
             assert not bad, f"{name} leads to {sorted(bad)}"
 
 
+def test_disputes_come_last_of_all_stages():
+    for name in modules():
+        inside = name.startswith("ssl_wm.disputes")
+        if "." in name.removeprefix("ssl_wm.") and not inside:
+            assert not any(each.startswith("ssl_wm.disputes") for each in imported(name)), name
+
+
 @pytest.mark.parametrize("name", MATHS)
 def test_maths_knows_no_files_settings_or_messages(name):
     whole = f"ssl_wm.{name}"

@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.text import Text
 
-from ssl_wm import cli, commands, terminal
+from ssl_wm import claim_commands, cli, commands, terminal
 from ssl_wm.encoders.saved import read_facts
 from ssl_wm.extraction.steal import ATTACKS
 from ssl_wm.training.objectives import OBJECTIVES
@@ -195,8 +195,8 @@ def test_the_demo_prints_and_keeps_the_result(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("decision", "code"), EXIT_CODES.items())
 def test_verify_exits_with_its_decision(decision, code, monkeypatch):
     verdict = {"decision": decision, "p_value": 0.5, "alpha": 0.01, "sub_keys": [], "wsr": 0.1,
-               "wfpr": 0.1, "reason": "because"}  # fmt: skip
-    monkeypatch.setattr(commands, "verify", lambda *args, **kwargs: verdict)
+               "wfpr": 0.1, "reason": "because", "tests": []}  # fmt: skip
+    monkeypatch.setattr(claim_commands, "verify", lambda *args, **kwargs: verdict)
     words = ("verify", "--key", "k", "--suspect", "s", "--null", "n", "--images", "digits")
     assert (run(*words, "--json").json, run(*words).code) == (verdict, code)
     assert code == {"detected": 0, "not_detected": 1, "inconclusive": 2}[decision]

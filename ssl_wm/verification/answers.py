@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.console import progress
-from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.load import eval_mode, wrap
 from ssl_wm.errors import EncoderError
 from ssl_wm.verification.probe import fit_probe
 from ssl_wm.verification.questions import REFERENCE, question_size, render
@@ -26,10 +26,19 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.key import OpenKey
 
 Answers = Callable[[str], Tensor]
+BATCH = 512
 
 
 def ask(encoder: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -> Answers:
-    """Return the answers of an encoder at hand; each set is rendered and embedded on demand."""
+    """Return the answers of an encoder at hand; each set is rendered and embedded on demand.
+
+    The reference images are sent once, any other set as often as its name is asked for. Sets of
+    composites may all have the same answer, as a strong mark or a classifier gives them.
+
+    Raises (when asked):
+        EncoderError: an answer is not finite, its width changes, or the answers to all
+            reference images are the same.
+    """
 
     def answer(name: str) -> Tensor:
         if name == REFERENCE and REFERENCE in kept:
@@ -37,9 +46,11 @@ def ask(encoder: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -
         parts = []
         with progress(f"asking: {name}", total=question_size(name, key, config=config)) as advance:
             for block in render(name, key, images, config=config):
-                # a block of one kind of image may well have equal answers; the whole may not
-                parts.append(_embed(encoder, block, config=config))
-                advance(len(block))
+                for batch in block.split(BATCH):
+                    rows = _embed(encoder, batch, precision=config.precision)
+                    _check_rows(rows, name=name, widths=widths)
+                    parts.append(rows)
+                    advance(len(batch))
         z = torch.cat(parts)
         if name == REFERENCE:
             if bool((z == z[0]).all()):
@@ -51,6 +62,7 @@ def ask(encoder: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -
         return z
 
     kept: dict[str, Tensor] = {}
+    widths: set[int] = set()
     return answer
 
 
@@ -58,11 +70,20 @@ def as_labels(answers: Answers) -> Answers:
     """Return what is left of a classifier's answers (N, C) when only the label is told.
 
     One-hot vectors (N, C) take the embeddings' place, so every reading works as before.
+
+    Raises (when asked):
+        EncoderError: all reference images get the same label.
     """
 
     def answer(name: str) -> Tensor:
         z = answers(name)
-        return F.one_hot(z.argmax(dim=1), z.shape[1]).float()
+        labels = z.argmax(dim=1)
+        if name == REFERENCE and len(labels.unique()) < 2:
+            raise EncoderError(
+                f"the classifier gives all {len(z)} reference images the label {int(labels[0])}; "
+                "there is nothing to read from its labels"
+            )
+        return F.one_hot(labels, z.shape[1]).float()
 
     return answer
 
@@ -87,6 +108,24 @@ def through_labels(null: Answers, *, suspect: Answers) -> Answers:
     return answer
 
 
-def _embed(encoder: Encoder, block: Tensor, *, config: ReadConfig) -> Tensor:
-    padded = block if len(block) > 1 else block.repeat(2, 1, 1, 1)
-    return embed(encoder, padded, precision=config.precision)[: len(block)]
+@torch.no_grad()
+def _embed(encoder: Encoder, batch: Tensor, *, precision: str) -> Tensor:
+    wrapped = wrap(encoder)
+    device = wrapped.mean.device
+    half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+    with eval_mode(wrapped), half:
+        return wrapped(batch.to(device)).float().cpu()
+
+
+def _check_rows(rows: Tensor, *, name: str, widths: set[int]) -> None:
+    widths.add(rows.shape[1])
+    if len(widths) > 1:
+        raise EncoderError(
+            f"the encoder changed its width at the images '{name}': it has answered with vectors "
+            f"of {sorted(widths)} numbers, and one length is expected throughout"
+        )
+    if not bool(rows.isfinite().all()):
+        raise EncoderError(
+            f"an answer to the images '{name}' is not finite (NaN or infinity); check the "
+            "encoder's weights and the precision"
+        )

@@ -93,7 +93,8 @@ def render(name: str, key: OpenKey, images: Images, *, config: ReadConfig) -> It
         VerificationError: there is no such set.
     """
     if name == REFERENCE:
-        for chosen in reference_indices(key, config=config).split(BLOCK):
+        indices = reference_indices(key, config=config)
+        for chosen in indices.tensor_split(-(-len(indices) // BLOCK)):
             yield images.train.take(chosen)
         return
     kind, sub_key = _parse(name, key)

@@ -198,17 +198,22 @@ def recipe_p_value(recipes: Tensor) -> tuple[float, float]:
         recipes: (S, R + 1) statistic of each recipe, the key's own first. S is at most 3; of
             more sub-keys the first three are used.
 
+    Raises:
+        VerificationError: a statistic is NaN.
+
     >>> recipe_p_value(torch.tensor([[3.0, 1.0, 2.0], [5.0, 6.0, 0.0]]))
     (0.2222222222222222, 0.1111111111111111)
     """
     used = recipes[:3].double()
-    sums = used[0]
-    for row in used[1:]:
-        sums = (sums.unsqueeze(1) + row).flatten()
-    observed = used[:, 0].sum()
-    if bool(observed.isnan()):
+    if bool(used.isnan().any()):
         raise VerificationError(NOT_A_NUMBER)
-    return float((sums >= observed - 1e-12).double().mean()), 1 / len(sums)
+    sums, last = torch.zeros(1, dtype=torch.float64), used[-1]
+    for row in used[:-1]:
+        sums = (sums.unsqueeze(1) + row).flatten()
+    least = sums[0] + last[0] - 1e-12  # the key's own, summed in the same order
+    at_least = sum(int((some.unsqueeze(1) + last >= least).sum()) for some in sums.split(4096))
+    number = len(sums) * len(last)
+    return at_least / number, 1 / number
 
 
 def conformal_p_value(suspect: Tensor, nulls: Tensor) -> tuple[float, float]:
@@ -223,10 +228,15 @@ def conformal_p_value(suspect: Tensor, nulls: Tensor) -> tuple[float, float]:
         suspect: (S,) statistic of each sub-key.
         nulls: (m, S) the same of the null encoders.
 
+    Raises:
+        VerificationError: a statistic is NaN.
+
     >>> conformal_p_value(torch.tensor([2.0]), torch.tensor([[0.0], [1.0], [0.5]]))
     (0.25, 0.25)
     """
     everyone = torch.cat([suspect.unsqueeze(0), nulls]).double()
+    if bool(everyone.isnan().any()):
+        raise VerificationError(NOT_A_NUMBER)
     deviation = everyone.std(dim=0, correction=0).clamp(min=1e-12)
     scores = ((everyone - everyone.mean(dim=0)) / deviation).sum(dim=1)
     count = len(everyone)

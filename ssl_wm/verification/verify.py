@@ -76,7 +76,7 @@ def verify(
         margins = read_margins(answers, key, config=config.read)
         read_nulls = read_through_labels(answers, key, images, nulls=nulls, config=config.read)
     else:
-        margins = _recall(suspect, key, images, config.read, memory)
+        margins = _recall(suspect, key, images, config.read, memory, answers=answers)
         read_nulls = [_recall(encoder, key, images, config.read, memory) for encoder in nulls]
     rates = read_rates(answers, key, config=config.read)
     return judge(
@@ -135,8 +135,10 @@ def judge(
         contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls])
     )
     subs = _sub_verdicts(margins, nulls, rates, statistics, key)
-    main, null, position = _test_a1(statistics, subs, key, config)
-    tests = [main, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
+    first, null, position = _test_a1(statistics, subs, key, config)
+    found = [first, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
+    tests = [_for_the_choice(test, key) for test in found]
+    main = tests[0]
     alpha = config.alpha if config.look is None else alpha_of_look(config.alpha, config.look)
     decision, reason = decide(main.p_value, smallest=main.smallest_p, alpha=alpha)
     reader = max(("linear", "knn"), key=lambda name: _mean_rate(subs, name, "wsr"))
@@ -179,8 +181,10 @@ def _recall(
     images: Images,
     config: ReadConfig,
     memory: MutableMapping[str, Margins] | None,
+    *,
+    answers: Answers | None = None,
 ) -> Margins:
-    answers = ask(encoder, key, images, config=config)
+    answers = answers or ask(encoder, key, images, config=config)
     if encoder.arch == "custom" or memory is None:
         return read_margins(answers, key, config=config)
     revealed = [sub.index for sub in key.sub_keys]
@@ -233,12 +237,17 @@ def _test_a1(
         position = sum(
             float(tables[place][sub.a, sub.b, sub.target]) for place, sub in enumerate(key.sub_keys)
         )
-    ways = ways_to_reveal(len(subs), key.terms.sub_key_count)
-    if ways > 1:
-        says = f"{test.says}, times {ways} ways to choose what to reveal"
-        smallest, p_value = (min(1.0, ways * p) for p in (test.smallest_p, test.p_value))
-        test = replace(test, p_value=p_value, smallest_p=smallest, says=says)
     return test, null, position
+
+
+def _for_the_choice(test: TestResult, key: OpenKey) -> TestResult:
+    """Return the test with its p-value times the ways to choose the sub-keys that are shown."""
+    ways = ways_to_reveal(len(key.sub_keys), key.terms.sub_key_count)
+    if ways == 1:
+        return test
+    says = f"{test.says}, times {ways} ways to choose what to reveal"
+    smallest, p_value = (min(1.0, ways * p) for p in (test.smallest_p, test.p_value))
+    return replace(test, p_value=p_value, smallest_p=smallest, says=says)
 
 
 def _test_a2(margins: Margins, nulls: Sequence[Margins]) -> list[TestResult]:

@@ -20,8 +20,9 @@ import numpy as np
 from ssl_wm.errors import ConfigError, KeyFileError
 from ssl_wm.files import canonical_json, sha256_bytes
 from ssl_wm.watermark.derivation import derive, hkdf, stream_of
-from ssl_wm.watermark.merkle import leaf_hash, merkle_path, merkle_root, root_from_path
-from ssl_wm.watermark.mixers import Mixer, draw_mixer, other_mixers
+from ssl_wm.watermark.merkle import leaf_hash, merkle_path, merkle_root, proves
+from ssl_wm.watermark.mixers import other_mixers
+from ssl_wm.watermark.subkeys import Leaf, SubKey, decoy_recipe, draw_recipe
 from ssl_wm.watermark.terms import Terms
 
 if TYPE_CHECKING:
@@ -29,47 +30,10 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.autoencoder import Autoencoder
     from ssl_wm.watermark.groups import Groups
 
+__all__ = ["Leaf", "OpenKey", "RevealedKey", "SubKey", "WatermarkKey", "decoy_recipe", "new_key"]
+
 COMMITMENT_TAG = b"ssl-wm/commitment/v2\0"
-
-
-@dataclass(frozen=True)
-class SubKey:
-    """One mark: composites of groups ``a`` and ``b`` by ``mixer`` move to group ``target``."""
-
-    index: int
-    a: int
-    b: int
-    target: int
-    family: str
-    mixer: Mixer = field(repr=False)
-    others: dict[str, Mixer] = field(repr=False)
-    seed: bytes = field(repr=False)
-
-    def derive(self, *label: str | int, length: int = 32) -> bytes:
-        """Return ``length`` secret bytes for ``label`` (HKDF-SHA256)."""
-        return derive(self.seed, *label, length=length)
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """What a Merkle leaf commits to; whoever has it can render this sub-key's composites.
-
-    Attributes:
-        index: place among the sub-keys.
-        places: where its three groups stand in the order that the beacon shuffles.
-        secret: 32 bytes behind its recipe and image pairs.
-    """
-
-    index: int
-    places: tuple[int, int, int]
-    secret: bytes = field(repr=False)
-
-    @cached_property
-    def content(self) -> bytes:
-        """The bytes that are hashed."""
-        return canonical_json(
-            {"index": self.index, "places": list(self.places), "secret": self.secret.hex()}
-        )
+SECRET_BYTES = 32
 
 
 class OpenKey:
@@ -135,7 +99,7 @@ class OpenKey:
     def _open(self, leaf: Leaf, order: np.ndarray) -> SubKey:
         seed = hkdf(leaf.secret, salt=self.salt, info=b"seed", length=32)
         a, b, target = (int(order[place]) for place in leaf.places)
-        family, mixer, stream = _draw_recipe(seed, self.terms)
+        family, mixer, stream = draw_recipe(seed, self.terms)
         others = other_mixers(family, mixer, stream, autoencoder=self.terms.autoencoder)
         return SubKey(leaf.index, a, b, target, family, mixer, others, seed)
 
@@ -163,12 +127,16 @@ class WatermarkKey(OpenKey):
     beacon: str = ""
 
     def __post_init__(self) -> None:
-        """Check that the groups and mixers suffice.
+        """Check the secret's length and that the groups and mixers suffice.
 
         Raises:
-            ConfigError: too few groups for the sub-keys, or a mixer family that is unknown or
-                lacks its autoencoder.
+            ConfigError: the secret is not 32 bytes, or the terms cannot work (``Terms.check``).
         """
+        if len(self.secret) != SECRET_BYTES:
+            raise ConfigError(
+                f"a key's secret has {SECRET_BYTES} bytes, not {len(self.secret)}; leave it out "
+                "and it is drawn from the operating system"
+            )
         self.terms.check()
 
     @cached_property
@@ -190,17 +158,26 @@ class WatermarkKey(OpenKey):
     def with_beacon(self, beacon: str) -> WatermarkKey:
         """Return the key with a public value that was published after its commitment.
 
+        Args:
+            beacon: the value; spaces around it do not count.
+
         Raises:
-            ConfigError: the value is empty, or the key has one already.
+            ConfigError: the value is empty or not one line of text, or the key has one already.
         """
-        if not beacon.strip():
+        beacon = beacon.strip()
+        if not beacon:
             raise ConfigError("the beacon is empty; give the value that was published")
+        if not beacon.isprintable():
+            raise ConfigError(
+                "the beacon holds signs that cannot be printed; give the value that was published "
+                "as one line of text"
+            )
         if self.beacon:
             raise ConfigError(
                 "this key has a beacon already, and a second one could be chosen to suit; start "
                 "from the key as it was when its commitment was published"
             )
-        return WatermarkKey(self.secret, self.terms, beacon.strip())
+        return WatermarkKey(self.secret, self.terms, beacon)
 
     def reveal(self, indices: Sequence[int] | None = None) -> RevealedKey:
         """Return the key with only some sub-keys, each proved to be committed to.
@@ -245,20 +222,35 @@ class RevealedKey(OpenKey):
     def __post_init__(self) -> None:
         """Check the proof.
 
+        A path must have the shape that its leaf's index has in a tree over as many leaves as the
+        terms announce, or an owner could commit to many more and reveal those that do best.
+
         Raises:
-            KeyFileError: a leaf does not belong to the root, or two leaves share a group.
+            ConfigError: the terms cannot work (``Terms.check``).
+            KeyFileError: a leaf does not belong to the root, the leaves are not in order, or two
+                share a group.
         """
         self.terms.check()
+        indices, count = [leaf.index for leaf in self.leaves], self.terms.sub_key_count
+        if indices != sorted(set(indices)) or not set(indices) <= set(range(count)):
+            raise KeyFileError(
+                f"the revealed sub-keys must be some of 0 to {count - 1}, each once and in order; "
+                f"they are {indices}"
+            )
         for leaf, path in zip(self.leaves, self.paths, strict=True):
-            if root_from_path(leaf_hash(leaf.content), path) != self.root:
+            hashed = leaf_hash(leaf.content)
+            if not proves(hashed, path, root=self.root, index=leaf.index, count=count):
                 raise KeyFileError(
                     f"sub-key {leaf.index} does not belong to this key's commitment: its path "
-                    "leads to another root"
+                    f"does not lead to the root over {count} sub-keys. Ask for the original file"
                 )
         places = [place for leaf in self.leaves for place in leaf.places]
         known = set(range(len(self.groups)))
         if not self.leaves or len(set(places)) < len(places) or not set(places) <= known:
-            raise KeyFileError("the revealed sub-keys share groups, or name groups there are not")
+            raise KeyFileError(
+                "the revealed sub-keys share groups, or name groups there are not; a key has "
+                "three groups of its own for each sub-key"
+            )
 
     @property
     def root(self) -> bytes:
@@ -299,18 +291,3 @@ def new_key(
     fingerprints = {"train": images.train.fingerprint, "test": images.test.fingerprint}
     terms = Terms(groups, fingerprints, sub_keys, families, autoencoder, encoder)
     return WatermarkKey(secrets.token_bytes(32) if secret is None else secret, terms)
-
-
-def decoy_recipe(sub_key: SubKey, number: int, *, terms: Terms) -> tuple[Mixer, bytes]:
-    """Return decoy recipe ``number`` for a sub-key's groups: a mixer and the pairs' seed.
-
-    Drawn from the same generator as the sub-key's own, which is one more such draw.
-    """
-    seed = sub_key.derive("decoy recipe", number)
-    return _draw_recipe(seed, terms)[1], derive(seed, "pairs")
-
-
-def _draw_recipe(seed: bytes, terms: Terms) -> tuple[str, Mixer, np.random.Generator]:
-    number = int(stream_of(derive(seed, "family")).integers(len(terms.families)))
-    family, stream = terms.families[number], stream_of(derive(seed, "geometry"))
-    return family, draw_mixer(family, stream, autoencoder=terms.autoencoder), stream

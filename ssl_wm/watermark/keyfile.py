@@ -8,12 +8,14 @@ from typing import Any
 
 from ssl_wm.errors import KeyFileError, SslWmError
 from ssl_wm.files import read_json, write_json
-from ssl_wm.watermark.key import Leaf, OpenKey, RevealedKey, WatermarkKey
+from ssl_wm.watermark.key import SECRET_BYTES, Leaf, OpenKey, RevealedKey, WatermarkKey
 from ssl_wm.watermark.terms import read_terms
 
 FORMAT, VERSION = "ssl-wm-key", 2
 COMMITMENT_FORMAT, REVEALED_FORMAT = "ssl-wm-commitment", "ssl-wm-revealed-key"
-_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, SslWmError)
+_DAMAGE = (
+    KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, SslWmError
+)  # fmt: skip
 
 
 def save_key(key: WatermarkKey, path: Path) -> None:
@@ -43,21 +45,20 @@ def load_key(path: Path) -> WatermarkKey:
         raise KeyFileError(f"{path} is not a watermark key; make one with 'ssl-wm keygen'")
     if whole.get("version") != VERSION:
         raise KeyFileError(
-            f"key {path} has format version {whole.get('version')}; this program reads version "
+            f"key {path} has format version {whole.get('version')!r}; this program reads version "
             f"{VERSION}. Use the ssl-wm that made it"
         )
     try:
-        secret = bytes.fromhex(whole["secret"])
-        if len(secret) != 32:
-            raise ValueError("the secret is not 32 bytes")
-        key = WatermarkKey(secret, read_terms(whole["terms"]), _text(whole["beacon"]))
-        commitment = key.commitment
+        key = WatermarkKey(
+            _secret(whole["secret"]), read_terms(whole["terms"]), _text(whole["beacon"])
+        )
+        same = _is_bound(key, whole)
     except _DAMAGE as error:
-        raise KeyFileError(f"key {path} is damaged: {type(error).__name__} {error}") from error
-    if commitment != whole.get("commitment"):
+        raise KeyFileError(f"key {path} is damaged: {_of(error)}. Use the original file") from error
+    if not same:
         raise KeyFileError(
             f"key {path} was changed after it was made: its content does not match its "
-            "commitment. Use the original file"
+            "commitment, or its beacon its salt. Use the original file"
         )
     return key
 
@@ -79,9 +80,14 @@ def revealed_content(key: RevealedKey) -> dict[str, Any]:
 def read_revealed(content: Mapping[str, Any]) -> RevealedKey:
     """Return the sub-keys in ``content`` after checking that the commitment binds them.
 
+    The beacon is only checked to be the one that was written: whether it is what was published
+    is for the reader to compare.
+
     Raises:
         KeyFileError: the content is damaged, of another version, or a proof fails.
     """
+    if not isinstance(content, Mapping):
+        raise KeyFileError(f"these are no revealed sub-keys but a {type(content).__name__}")
     if content.get("format") != REVEALED_FORMAT or content.get("version") != VERSION:
         raise KeyFileError(
             f"these are no revealed sub-keys of version {VERSION}: format "
@@ -91,7 +97,7 @@ def read_revealed(content: Mapping[str, Any]) -> RevealedKey:
         leaves, paths = [], []
         for leaf in content["leaves"]:
             a, b, target = (int(place) for place in leaf["places"])
-            leaves.append(Leaf(int(leaf["index"]), (a, b, target), bytes.fromhex(leaf["secret"])))
+            leaves.append(Leaf(int(leaf["index"]), (a, b, target), _secret(leaf["secret"])))
             paths.append(tuple((str(side), bytes.fromhex(text)) for side, text in leaf["path"]))
         key = RevealedKey(
             read_terms(content["terms"]),
@@ -100,15 +106,18 @@ def read_revealed(content: Mapping[str, Any]) -> RevealedKey:
             tuple(paths),
             _text(content["beacon"]),
         )
-        commitment = key.commitment
+        same = _is_bound(key, content)
     except KeyFileError:
         raise
     except _DAMAGE as error:
         raise KeyFileError(
-            f"the revealed sub-keys are damaged: {type(error).__name__} {error}"
+            f"the revealed sub-keys are damaged: {_of(error)}. Ask for the original file"
         ) from error
-    if commitment != content["commitment"]:
-        raise KeyFileError("the revealed sub-keys do not match the commitment they name")
+    if not same:
+        raise KeyFileError(
+            "the revealed sub-keys do not match the commitment that they name, or their beacon "
+            "does not match its salt. Ask for the original file"
+        )
     return key
 
 
@@ -118,8 +127,30 @@ def _head(form: str, key: OpenKey) -> dict[str, Any]:
         "version": VERSION,
         "commitment": key.commitment,
         "beacon": key.beacon,
+        "salt": _salt(key),
         "terms": key.terms.content,
     }
+
+
+def _is_bound(key: OpenKey, content: Mapping[str, Any]) -> bool:
+    return key.commitment == content["commitment"] and _salt(key) == content.get("salt")
+
+
+def _salt(key: OpenKey) -> str | None:
+    """Return what shows damage to the beacon, which the commitment, being older, cannot."""
+    return key.salt.hex() if key.beacon else None
+
+
+def _secret(text: str) -> bytes:
+    secret = bytes.fromhex(text)
+    if len(secret) != SECRET_BYTES:
+        raise ValueError(f"a secret has {len(secret)} bytes instead of {SECRET_BYTES}")
+    return secret
+
+
+def _of(error: BaseException) -> str:
+    """Return an error's name and message on one line."""
+    return " ".join(f"{type(error).__name__} {error}".split())
 
 
 def _text(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 from ssl_wm.encoders.properties import encoder_digest
@@ -59,3 +60,8 @@ def keygen(
         encoder=encoder_digest(encoder) if encoder is not None else None,
         secret=secret,
     )
+
+
+def another_key(key: WatermarkKey) -> WatermarkKey:
+    """Return a fresh key on the same public terms, for another licensee."""
+    return WatermarkKey(secrets.token_bytes(32), key.terms)

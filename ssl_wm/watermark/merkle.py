@@ -48,6 +48,35 @@ def merkle_path(hashes: Sequence[bytes], index: int) -> list[tuple[str, bytes]]:
     return path
 
 
+def path_sides(index: int, count: int) -> list[str]:
+    """Return the sides that the path of leaf ``index`` has in a tree over ``count`` leaves.
+
+    A proof with other sides is of another leaf or of a larger tree, whose owner could pick
+    among more leaves than were announced.
+
+    >>> path_sides(1, 3), path_sides(2, 3)
+    (['left', 'right'], ['left'])
+    """
+    sides = []
+    while count > 1:
+        sibling = index ^ 1
+        if sibling < count:
+            sides.append("left" if sibling < index else "right")
+        index, count = index // 2, (count + 1) // 2
+    return sides
+
+
+def proves(
+    leaf: bytes, path: Sequence[tuple[str, bytes]], *, root: bytes, index: int, count: int
+) -> bool:
+    """Return whether ``path`` proves a leaf's hash to be number ``index`` of ``count`` leaves."""
+    return (
+        [side for side, _ in path] == path_sides(index, count)
+        and all(len(sibling) == len(leaf) for _, sibling in path)
+        and root_from_path(leaf, path) == root
+    )
+
+
 def root_from_path(leaf: bytes, path: Sequence[tuple[str, bytes]]) -> bytes:
     """Return the root to which a leaf's hash and its path lead.
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.watermark.autoencoder import Autoencoder
 
+SPLITS = ("train", "test")
+MOST_GROUPS = 2**16
+
 
 @dataclass(frozen=True, eq=False)
 class Terms:
@@ -46,15 +49,36 @@ class Terms:
         """Check that the groups and mixers suffice.
 
         Raises:
-            ConfigError: too few groups for the sub-keys, or a mixer family that is unknown or
-                lacks its autoencoder.
+            ConfigError: too few groups for the sub-keys, an image without a group or a group
+                without images, a fingerprint missing, or a mixer family that is unknown or lacks
+                its autoencoder.
         """
+        if set(self.fingerprints) != set(SPLITS):
+            raise ConfigError(
+                "a key names the fingerprints of the images 'train' and 'test', not those of: "
+                f"{', '.join(sorted(self.fingerprints)) or 'none'}"
+            )
+        self._check_groups()
         check_sub_keys(self.sub_key_count, groups=len(self.groups), families=self.families)
         if "autoencoder" in self.families and self.autoencoder is None:
             raise ConfigError(
                 "the mixer family 'autoencoder' needs an autoencoder; let keygen train one "
                 "(autoencoder_steps above 0) or leave the family out"
             )
+
+    def _check_groups(self) -> None:
+        if not 0 < len(self.groups) <= MOST_GROUPS:
+            raise ConfigError(
+                f"a key has 1 to {MOST_GROUPS:,} groups, not {len(self.groups):,}; ask for fewer "
+                "clusters or name images with fewer classes"
+            )
+        for split in SPLITS:
+            present = self._present[split]
+            if present != set(range(len(self.groups))):
+                raise ConfigError(
+                    f"the {split} images must lie in the groups 0 to {len(self.groups) - 1}, with "
+                    f"images in each; they lie in {len(present)} groups. Make the key again"
+                )
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -83,6 +107,10 @@ class Terms:
         }
 
     @cached_property
+    def _present(self) -> dict[str, set[int]]:
+        return {split: set(self.groups.of(split).unique().tolist()) for split in SPLITS}
+
+    @cached_property
     def _packed(self) -> bytes:
         return pack_autoencoder(self.autoencoder) if self.autoencoder else b""
 
@@ -94,7 +122,8 @@ class Terms:
         """
         for split in splits:
             image_set = images.train if split == "train" else images.test
-            if image_set.fingerprint != self.fingerprints[split]:
+            same = image_set.fingerprint == self.fingerprints[split]
+            if not same or len(image_set) != len(self.groups.of(split)):
                 raise KeyFileError(
                     f"this key was made for other images: the {split} images of "
                     f"'{images.spec}' ({len(image_set)}) have another fingerprint than the "
@@ -106,24 +135,27 @@ class Terms:
 def read_terms(content: dict[str, Any]) -> Terms:
     """Return the terms that ``Terms.content`` describes.
 
+    What has another type than it should is made that type, so that no key's commitment, which
+    the caller compares, fits it.
+
     Raises:
-        KeyError, TypeError, ValueError: the content is damaged.
+        KeyError, TypeError, ValueError, AttributeError: the content is damaged.
         SslWmError: its autoencoder is.
     """
     groups = content["groups"]
     packed = base64.b64decode(content["autoencoder"], validate=True)
     return Terms(
         groups=Groups(
-            groups["kind"],
-            tuple(groups["names"]),
+            str(groups["kind"]),
+            tuple(str(name) for name in groups["names"]),
             _decode_groups(groups["train"]),
             _decode_groups(groups["test"]),
         ),
-        fingerprints=dict(content["images"]),
+        fingerprints={str(split): str(found) for split, found in content["images"].items()},
         sub_key_count=int(content["sub_keys"]),
         families=tuple(content["families"]),
         autoencoder=unpack_autoencoder(packed) if packed else None,
-        encoder=content["encoder"],
+        encoder=None if content["encoder"] is None else str(content["encoder"]),
     )
 
 

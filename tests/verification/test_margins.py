@@ -1,4 +1,4 @@
-"""Margins follow their formula, in a space that no rotation, scale or shift disturbs."""
+"""Margins and contrasts follow their formulas; no rotation, scale or shift disturbs them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_wm.verification.margins import composite_margins, group_centres, margin_table
+from ssl_wm.verification.margins import (
+    composite_margins,
+    contrasts,
+    group_centres,
+    margin_table,
+)
 from ssl_wm.watermark.triggers import ordered_pairs
 
 COUNT, WIDTH = 4, 6
@@ -100,7 +105,9 @@ def test_rotation_permutation_scale_shift_and_width_change_nothing(seed, kind, e
         return scale * (x @ torch.from_numpy(matrix).T + torch.from_numpy(offset))
 
     moved = table_of(move(z), groups, move(mixed))
-    torch.testing.assert_close(moved, table_of(z, groups, mixed), atol=1e-9, rtol=0, equal_nan=True)
+    still = table_of(z, groups, mixed)
+    for one, two in ((moved, still), (contrasts(moved), contrasts(still))):
+        torch.testing.assert_close(one, two, atol=1e-9, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-14, 1e14, 1e30])
@@ -126,3 +133,48 @@ def test_composites_that_landed_on_the_target_have_the_largest_margin():
     own = 1 - max(float(centres[3] @ centres[0]), float(centres[3] @ centres[1]))
     assert table[0, 1, 3].item() == pytest.approx(own)
     assert table[0, 1].nan_to_num(-9).argmax() == 3
+
+
+# --- contrasts ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32))
+def test_a_contrast_is_the_targets_cosine_beyond_the_mean_over_targets(seed):
+    """The term of the sources, which theft changes most, must drop out of the contrast."""
+    z, groups, mixed = data(seed)
+    found = contrasts(table_of(z, groups, mixed)).numpy()
+    means = np.stack([z[groups == g].numpy().mean(axis=0) for g in range(COUNT)])
+    middle = means.mean(axis=0)
+    unit = (means - middle) / np.linalg.norm(means - middle, axis=1, keepdims=True)
+    for place, (a, b) in enumerate(ordered_pairs(COUNT)):
+        x = mixed[5 * place : 5 * place + 5].numpy() - middle
+        cosines = ((x / np.linalg.norm(x, axis=1, keepdims=True)) @ unit.T).mean(axis=0)
+        targets = [target for target in range(COUNT) if target not in (a, b)]
+        expected = cosines[targets] - cosines[targets].mean()
+        np.testing.assert_allclose(found[a, b, targets], expected, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(3, 6))
+def test_contrasts_sum_to_zero_and_keep_what_is_no_key(seed, count):
+    values = np.random.default_rng(seed).normal(size=(2, count, count, count))
+    for a, b, t in np.ndindex(count, count, count):
+        if len({a, b, t}) < 3:
+            values[:, a, b, t] = np.nan
+    found = contrasts(torch.from_numpy(values)).numpy()
+    for a, b in ordered_pairs(count):
+        known = [t for t in range(count) if t not in (a, b)]
+        expected = values[:, a, b, known] - values[:, a, b, known].mean(axis=-1, keepdims=True)
+        np.testing.assert_allclose(found[:, a, b, known], expected, atol=1e-12)
+        assert abs(found[:, a, b, known].sum()) < 1e-12
+    assert (np.isnan(found) == np.isnan(values)).all()
+
+
+def test_what_all_targets_of_a_pair_share_changes_no_contrast():
+    z, groups, mixed = data(1)
+    table = table_of(z, groups, mixed)
+    shared = torch.randn(COUNT, COUNT, 1, dtype=torch.float64)
+    torch.testing.assert_close(
+        contrasts(table + shared), contrasts(table), atol=1e-12, rtol=0, equal_nan=True
+    )

@@ -1,0 +1,142 @@
+"""Evidence: a verdict with all that it rests on, in a bundle that others can check.
+
+A bundle shows that its verdict follows from its answers and its key, and that nothing in it
+changed since it was sealed. That the answers are the suspect's is shown by asking it again
+(``check_against``); that the key came first, by the day on which its commitment was published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_wm.errors import ConfigError, OutputError, VerificationError
+from ssl_wm.files import claim_folder
+from ssl_wm.verification.against import check_against
+from ssl_wm.verification.answers import as_labels, ask
+from ssl_wm.verification.bundle import (
+    Bundle,
+    answers_file,
+    load,
+    question_hash,
+    recording,
+    seal,
+)
+from ssl_wm.verification.questions import question_names
+from ssl_wm.verification.readings import Margins, read_margins, read_rates
+from ssl_wm.verification.recheck import CheckResult, check
+from ssl_wm.verification.settings import VerifyConfig
+from ssl_wm.verification.verify import _recall, affordable, digest, judge, read_through_labels
+from ssl_wm.versions import versions
+from ssl_wm.watermark.key import OpenKey, RevealedKey, WatermarkKey
+
+if TYPE_CHECKING:
+    from ssl_wm.data.sources import Images
+    from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.verification.verdict import Verdict
+
+__all__ = [
+    "Bundle", "CheckResult", "check", "check_against", "load", "question_hash", "recording",
+    "seal", "verify_with_evidence",
+]  # fmt: skip
+
+
+def verify_with_evidence(
+    suspect: Encoder,
+    *,
+    key: OpenKey,
+    images: Images,
+    nulls: Sequence[Encoder],
+    folder: Path,
+    config: VerifyConfig | None = None,
+    reveal: Sequence[int] | None = None,
+    made_at: str | None = None,
+    memory: MutableMapping[str, Margins] | None = None,
+) -> Verdict:
+    """Return the verdict on ``suspect``, and seal in ``folder`` what it rests on.
+
+    When anything fails, no answers are left in the folder.
+
+    Args:
+        suspect: any encoder, a wrapped function too; asked for each set of images once.
+        key: the owner's key, or some revealed sub-keys of it.
+        images: those the key was made for.
+        nulls: encoders known to be unmarked, the owner's clean encoder first.
+        folder: of the bundle; empty, or made.
+        config: threshold and effort.
+        reveal: the sub-keys to use; only their leaves are stored. None means all.
+        made_at: UTC time of the caller's clock, to be noted.
+        memory: margins of null encoders already read (see ``verify``).
+
+    Raises:
+        KeyFileError: the key was made for other images.
+        ConfigError: there is no such sub-key.
+        VerificationError: no null encoder was given, or the key needs more queries than
+            allowed.
+        EncoderError: an encoder's embeddings are not finite, or all the same.
+        OutputError: the folder is not empty or cannot be written to.
+    """
+    used = _revealed(key, reveal)
+    used.check_images(images)
+    config = affordable(config or VerifyConfig(), used)
+    if not nulls:
+        raise VerificationError(
+            "verify needs at least one null encoder: name the clean encoder with --null"
+        )
+    _claim(folder)
+    names = question_names(used, config=config.read)
+    try:
+        verdict, read_nulls = _verify(suspect, used, images, nulls, config, folder, memory)
+        facts = {
+            "made_at": made_at,
+            "versions": versions(),
+            "questions": {name: question_hash(name, used, images, config.read) for name in names},
+            "suspect": digest(suspect),
+            "nulls": [digest(encoder) for encoder in nulls],
+        }
+        seal(folder, verdict=verdict, key=used, config=config, nulls=read_nulls, facts=facts)
+    except BaseException:
+        for name in names:
+            (folder / answers_file(name)).unlink(missing_ok=True)
+        raise
+    return verdict
+
+
+def _verify(
+    suspect: Encoder,
+    key: RevealedKey,
+    images: Images,
+    nulls: Sequence[Encoder],
+    config: VerifyConfig,
+    folder: Path,
+    memory: MutableMapping[str, Margins] | None,
+) -> tuple[Verdict, list[Margins]]:
+    """Return what ``verify`` returns, and the nulls' margins, recording the suspect's answers."""
+    answers = ask(suspect, key, images, config=config.read)
+    answers = recording(as_labels(answers) if config.access == "labels" else answers, folder)
+    margins = read_margins(answers, key, config=config.read)
+    rates = read_rates(answers, key, config=config.read)
+    if config.access == "labels":
+        read = read_through_labels(answers, key, images, nulls=nulls, config=config.read)
+    else:
+        read = [_recall(encoder, key, images, config.read, memory) for encoder in nulls]
+    facts = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
+    verdict = judge(margins, nulls=read, rates=rates, key=key, config=config, facts=facts)
+    return verdict, read
+
+
+def _revealed(key: OpenKey, reveal: Sequence[int] | None) -> RevealedKey:
+    if isinstance(key, WatermarkKey):
+        return key.reveal(reveal)
+    if isinstance(key, RevealedKey) and reveal is None:
+        return key
+    raise ConfigError("sub-keys can be chosen from the owner's key alone; give that, or no choice")
+
+
+def _claim(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(
+            f"evidence folder {folder} is not empty, and a bundle is sealed once; name a new folder"
+        )
+    claim_folder(folder)

@@ -1,0 +1,139 @@
+"""What fresh random keys read in innocent encoders: the raw material of a calibration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_wm.console import say
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.margins import directions
+from ssl_wm.verification.naive import all_margins
+from ssl_wm.verification.once import once, share_reference
+from ssl_wm.verification.readings import read_margins, read_space
+from ssl_wm.verification.verify import digest
+from ssl_wm.watermark.key import WatermarkKey
+from ssl_wm.watermark.triggers import ordered_pairs
+
+if TYPE_CHECKING:
+    from ssl_wm.data.sources import Images
+    from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.verification.settings import ReadConfig
+    from ssl_wm.watermark.key import OpenKey
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one recipe key reads in one encoder.
+
+    Attributes:
+        tables: (S, G, G, G) margins of all keys.
+        margins: (S, P, n, G) float32, of each composite of each ordered pair to each group.
+        nearest: (S, P, n, G) bool, whether a group's centre is the composite's nearest.
+    """
+
+    tables: Tensor
+    margins: Tensor = field(repr=False)
+    nearest: Tensor = field(repr=False)
+
+
+@dataclass
+class Reference:
+    """What one recipe key reads in the null encoders.
+
+    Attributes:
+        tables: of each null encoder.
+        margins: (S, P, n, G) sum over them of each composite's margins.
+    """
+
+    tables: list[Tensor]
+    margins: Tensor
+
+
+def fresh_key(key: OpenKey, seed: int, *names: str | int) -> WatermarkKey:
+    """Return a key on the terms of ``key`` with a new master secret, a function of the rest."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return WatermarkKey(hashlib.sha256(f"calibrate/{text}".encode()).digest(), key.terms)
+
+
+def fresh_triples(key: OpenKey, seed: int, *names: str | int, count: int) -> np.ndarray:
+    """Return the groups of ``count`` fresh keys on the terms of ``key``, (count, S, 3)."""
+    fresh = (fresh_key(key, seed, "key", *names, number) for number in range(count))
+    return np.array(
+        [[(sub.a, sub.b, sub.target) for sub in each.sub_keys] for each in fresh], dtype=np.int64
+    )
+
+
+def read_all(
+    encoder: Encoder, recipes: Sequence[WatermarkKey], images: Images, *, config: ReadConfig
+) -> Iterator[Reading]:
+    """Yield what each recipe key reads in ``encoder``; natural images are asked about once."""
+    kept: dict[str, Tensor] = {}
+    for key in recipes:
+        asked = ask(encoder, key, images, config=config)
+        answers = once(share_reference(asked, key, config=config, kept=kept))
+        tables = read_margins(answers, key, config=config).tables
+        space = read_space(answers, key, config=config)
+        pairs = ordered_pairs(len(key.groups))
+        margins, nearest = [], []
+        for sub_key in key.sub_keys:
+            z = directions(answers(f"pairs/{sub_key.index}"), centre=space.centre)
+            cosines = (z @ space.centres.T).view(len(pairs), config.per_pair, len(key.groups))
+            margins.append(all_margins(cosines, pairs=pairs))
+            nearest.append(cosines >= cosines.amax(dim=2, keepdim=True))
+        yield Reading(tables, torch.stack(margins), torch.stack(nearest))
+
+
+def read_nulls(
+    nulls: Sequence[Encoder],
+    recipes: Sequence[WatermarkKey],
+    images: Images,
+    *,
+    config: ReadConfig,
+) -> list[Reference]:
+    """Return what each recipe key reads in all null encoders together."""
+    known: list[Reference] = []
+    for number, encoder in enumerate(nulls):
+        say(f"calibrate: null encoder {number + 1} of {len(nulls)}")
+        for place, reading in enumerate(read_all(encoder, recipes, images, config=config)):
+            if place == len(known):
+                known.append(Reference([reading.tables], reading.margins))
+            else:
+                known[place].tables.append(reading.tables)
+                known[place].margins = known[place].margins + reading.margins
+    return known
+
+
+def places_among(
+    suspects: Mapping[str, Encoder], nulls: Sequence[Encoder]
+) -> dict[str, int | None]:
+    """Return for each suspect which of the null encoders it is, None where it is none.
+
+    Besides the same object, equal weights of the same architecture make it the same encoder;
+    of arch "custom" they do not, since a digest leaves out the code.
+    """
+    known = [digest(null) for null in nulls]
+    places: dict[str, int | None] = {}
+    for name, encoder in suspects.items():
+        own = digest(encoder) if encoder.arch != "custom" else None
+        same = [
+            null is encoder
+            or (own is not None and own == known[place] and null.arch == encoder.arch)
+            for place, null in enumerate(nulls)
+        ]
+        places[name] = same.index(True) if any(same) else None
+    return places
+
+
+def without(reference: Reference, place: int | None, reading: Reading) -> Reference:
+    """Return ``reference`` less the null encoder at ``place``, whose own ``reading`` this is."""
+    if place is None:
+        return reference
+    tables = [table for number, table in enumerate(reference.tables) if number != place]
+    return Reference(tables, reference.margins - reading.margins)

@@ -1,0 +1,190 @@
+"""The commands behind a claim: keys with beacons, looks, budgets, nulls, trace, evidence."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ssl_wm import cli
+from ssl_wm.encoders.load import build_encoder, save_encoder
+from ssl_wm.watermark.keyfile import load_key
+
+SMALL = """
+images: {spec: digits, limit: 400}
+key: {autoencoder_steps: 2, clusters: 9}
+verify: {draws: 999, read: {per_pair: 8, recipes: 4, reference: 20, trigger_count: 16}}
+nulls: {count: 2, retrained: 0.5, pretrain: {epochs: 1, batch_size: 100}, steal: {epochs: 1, batch_size: 100}}
+calibrate: {keys: 40, draws: 999, read: {per_pair: 8, recipes: 0, reference: 20, trigger_count: 16}}
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        assert self.out.count("\n") == 1, self.err
+        return json.loads(self.out)
+
+
+def run(*words: object) -> Ran:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            cli.main([str(word) for word in words])
+        except SystemExit as ended:
+            return Ran(int(ended.code or 0), out.getvalue(), err.getvalue())
+    raise AssertionError("main() returned")
+
+
+@pytest.fixture(scope="module")
+def at(tmp_path_factory) -> Path:
+    """Return a folder with a config, encoders of random weights and a key of 3 sub-keys."""
+    folder = tmp_path_factory.mktemp("claims")
+    (folder / "small.yaml").write_text(SMALL)
+    for seed, name in enumerate(("clean", "other", "third")):
+        save_encoder(build_encoder("convnet-xs", seed=seed), folder / name)
+    made = run(
+        "keygen", "--encoder", folder / "clean", "--out", folder / "owner.key", *told(folder)
+    )
+    assert made.code == 0, made.err
+    assert made.json["sub_keys"] == 3
+    return folder
+
+
+def told(at: Path) -> list[object]:
+    return ["--config", at / "small.yaml", "--json"]
+
+
+def verify(at: Path, *words: object, key: str = "owner.key") -> Ran:
+    return run("verify", "--key", at / key, "--suspect", at / "other", "--null", at / "clean",
+               *words, *told(at))  # fmt: skip
+
+
+def test_a_beacon_is_mixed_into_a_published_key_once(at, tmp_path):
+    final = tmp_path / "final.key"
+    mixed = run(
+        "keygen", "--from", at / "owner.key", "--beacon", "round 7", "--out", final, "--json"
+    )
+    assert mixed.code == 0
+    before, after = load_key(at / "owner.key"), load_key(final)
+    assert mixed.json["commitment"] == before.commitment == after.commitment
+    assert mixed.json["beacon"] == after.beacon == "round 7"
+    assert final.stat().st_mode & 0o777 == 0o600
+    assert [sub.seed for sub in before.sub_keys] != [sub.seed for sub in after.sub_keys]
+    again = run("keygen", "--from", final, "--beacon", "round 8", "--out", tmp_path / "x.key")
+    assert again.code == 2
+    assert "has a beacon already" in again.err
+    alone = run("keygen", "--beacon", "round 7", "--out", tmp_path / "x.key")
+    assert alone.code == 2
+    assert "give both --from" in alone.err
+
+
+def test_licensees_get_different_keys_over_the_same_groups(at, tmp_path):
+    made = run(
+        "keygen", "--encoder", at / "clean", "--count", 3, "--out", tmp_path / "keys", *told(at)
+    )
+    assert made.code == 0, made.err
+    keys = [load_key(Path(path)) for path in made.json["keys"]]
+    assert len({key.commitment for key in keys}) == 3
+    assert len({json.dumps(key.terms.statement) for key in keys}) == 1
+    traced = run("trace", "--keys", tmp_path / "keys", "--suspect", at / "other", "--null",
+                 at / "clean", *told(at))  # fmt: skip
+    assert traced.code == {"traced": 0, "not_traced": 1, "inconclusive": 2}[traced.json["decision"]]
+    assert set(traced.json["licensees"]) == {"licensee-0", "licensee-1", "licensee-2"}
+    for told_of in traced.json["licensees"].values():
+        assert told_of["adjusted_p_value"] >= told_of["p_value"]
+
+
+def test_a_verdict_tells_all_three_tests_and_what_was_asked(at):
+    ran = verify(at)
+    verdict = ran.json
+    assert [test["name"] for test in verdict["tests"]] == ["A1", "A2", "B"]
+    assert verdict["tests"][2]["smallest_p"] == 0.5
+    assert f"the suspect will be sent {verdict['facts']['queries']:,} images" in ran.err
+    assert verdict["facts"]["clean_encoder_committed"] == load_key(at / "owner.key").terms.encoder
+
+
+def test_a_later_look_has_a_smaller_limit(at):
+    limits = [verify(at, "--look", look).json["alpha"] for look in (1, 2)]
+    assert limits[0] == pytest.approx(4 * limits[1])
+    assert limits[0] < 0.01
+
+
+def test_one_sub_key_is_enough_and_its_choice_is_paid_for(at):
+    one = verify(at, "--sub-key", 1).json
+    assert [sub["index"] for sub in one["sub_keys"]] == [1]
+    assert one["p_value"] == pytest.approx(min(1, 3 * one["sub_keys"][0]["p_value"]))
+    missing = verify(at, "--sub-key", 3)
+    assert missing.code == 2
+    assert "sub-keys 0 to 2" in missing.err
+
+
+def test_the_query_limit_is_kept_or_refused_before_anything_is_sent(at):
+    few = verify(at, "--max-queries", 2100)
+    assert few.json["facts"]["queries"] <= 2100, few.err
+    none = verify(at, "--max-queries", 100)
+    assert none.code == 2
+    assert "needs at least" in none.err
+    assert "asking" not in none.err
+
+
+def test_labels_alone_give_a_verdict(at):
+    verdict = verify(at, "--access", "labels").json
+    assert verdict["facts"]["settings"]["access"] == "labels"
+    assert 0 < verdict["p_value"] <= 1
+
+
+def test_evidence_is_sealed_checked_shown_and_any_change_is_named(at, tmp_path):
+    bundle = tmp_path / "bundle"
+    sealed = verify(at, "--sub-key", 0, "--evidence", bundle)
+    assert sealed.code in (0, 1, 2), sealed.err
+    assert sealed.json["evidence"] == str(bundle)
+    whole = run("evidence", "check", bundle, "--json")
+    assert (whole.code, whole.json["problems"]) == (0, [])
+    against = run("evidence", "check", bundle, "--images", "digits", "--limit", 400, "--suspect",
+                  at / "other", "--json")  # fmt: skip
+    assert against.code == 0, against.out + against.err
+    shown = run("evidence", "report", bundle, "--json")
+    page = Path(shown.json["out"])
+    assert page.read_text().startswith("<!")
+    assert "http:" not in page.read_text()
+    assert "https:" not in page.read_text()
+    refused = verify(at, "--evidence", bundle)
+    assert refused.code == 2
+    assert "is not empty" in refused.err
+    victim = sorted(path for path in bundle.iterdir() if path.suffix == ".safetensors")[0]
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(bytes(data))
+    broken = run("evidence", "check", bundle)
+    assert broken.code == 2
+    assert victim.name in broken.out
+
+
+def test_nulls_are_made_and_a_folder_of_them_can_be_named(at, tmp_path):
+    made = run("nulls", "--encoder", at / "clean", "--out", tmp_path / "nulls", *told(at))
+    assert made.code == 0, made.err
+    assert len(made.json["encoders"]) == 2
+    ran = run("verify", "--key", at / "owner.key", "--suspect", at / "third", "--null",
+              at / "clean", "--null", tmp_path / "nulls", *told(at))  # fmt: skip
+    assert len(ran.json["facts"]["nulls"]) == 3
+    measured = run("calibrate", "--key", at / "owner.key", "--null", at / "clean", "--null",
+                   tmp_path / "nulls", "--out", tmp_path / "calibration", *told(at))  # fmt: skip
+    assert measured.code == 0, measured.err
+    assert (tmp_path / "calibration" / "result.json").is_file()
+
+
+def test_calibration_without_a_suspect_says_what_to_add(at, tmp_path):
+    alone = run("calibrate", "--key", at / "owner.key", "--null", at / "clean", "--out",
+                tmp_path / "c", *told(at))  # fmt: skip
+    assert alone.code == 2
+    assert "at least one innocent suspect" in alone.err
