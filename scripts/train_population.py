@@ -1,9 +1,9 @@
 """Train a population of innocent encoders, for ``ssl-wm calibrate`` to accuse.
 
-    python scripts/train_population.py --images data/cifar10 --clean runs/cifar10-small/clean --out runs/population
+    python scripts/train_population.py --images data/cifar10 --clean clean --out population
 
-Half of them are pretrained: objectives, shapes, halves of the data and seeds in turn. The other half
-are copies, by all attacks, of those and of the clean encoder. Finished encoders are kept.
+Half of them are pretrained: objectives, shapes, halves of the data and seeds in turn. The
+other half are copies, by all attacks, of those and of the clean encoder. Finished ones are kept.
 """
 
 from __future__ import annotations

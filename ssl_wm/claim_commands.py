@@ -94,7 +94,12 @@ def calibrate(settings: Settings, *, key: Path, nulls: Sequence[str], out: Out) 
     out.check()
     terms, images = load_key(key), open_chosen(settings)
     terms.check_images(images)
-    names, known = [str(path) for path in spread(nulls)], load_nulls(nulls)
+    specs, known = spread(nulls), load_nulls(nulls)
+    names = [Path(spec).name for spec in specs]
+    if len(set(names)) < len(names):
+        names = [str(spec) for spec in specs]
+    if len(set(names)) < len(names):
+        raise ConfigError("an encoder is named twice; name each --null once")
     if len(known) < 2:
         raise ConfigError(
             f"calibrate needs a reference and at least one innocent suspect; got {len(known)} "

@@ -65,6 +65,11 @@ def make_terms(*, groups: int = 8, sub_keys: int = 1, **settings: object) -> Ter
     return Terms(parts, fingerprints, sub_key_count=sub_keys, **settings)
 
 
+def make_tiny_key(number: int = 0, *, beacon: str = "", **settings: object) -> WatermarkKey:
+    """Return key ``number`` for images that are not there (``make_terms``)."""
+    return WatermarkKey(make_secret(number), make_terms(**settings), beacon)
+
+
 class PaletteNet(nn.Module):
     """The share of an image's pixels that each colour has, (B, K); perhaps with a mark.
 
@@ -119,6 +124,7 @@ def world() -> SimpleNamespace:
         key=make_key,
         secret=make_secret,
         terms=make_terms,
+        tiny_key=make_tiny_key,
         palette=palette_encoder,
         convnet=trained_encoder,
         flat=AS_IT_IS,

@@ -257,7 +257,7 @@ def short(text: str) -> str:
     [
         (damage, "is not JSON"), (by_hand, "was changed after it was made"),
         (newer, "version 99"), (short, "is damaged"), (lambda _: "[]", "is not a watermark key"),
-        (lambda _: '{"format": "ssl-wm-key", "version": 1}', "is damaged"),
+        (lambda _: '{"format": "ssl-wm-key", "version": 2}', "is damaged"),
     ],
 )  # fmt: skip
 def test_a_key_that_was_damaged_or_edited(change, told, call, made, tmp_path):

@@ -18,8 +18,15 @@ SMALL = """
 images: {spec: digits, limit: 400}
 key: {autoencoder_steps: 2, clusters: 9}
 verify: {draws: 999, read: {per_pair: 8, recipes: 4, reference: 20, trigger_count: 16}}
-nulls: {count: 2, retrained: 0.5, pretrain: {epochs: 1, batch_size: 100}, steal: {epochs: 1, batch_size: 100}}
-calibrate: {keys: 40, draws: 999, read: {per_pair: 8, recipes: 0, reference: 20, trigger_count: 16}}
+nulls:
+  count: 2
+  retrained: 0.5
+  pretrain: {epochs: 1, batch_size: 100}
+  steal: {epochs: 1, batch_size: 100}
+calibrate:
+  keys: 40
+  draws: 999
+  read: {per_pair: 8, recipes: 0, reference: 20, trigger_count: 16}
 """
 
 

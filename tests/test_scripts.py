@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ssl_wm.encoders.load import build_encoder, read_facts, save_encoder
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 VERBS = ("pretrain", "watermark", "steal", "probe", "verify")
 
@@ -47,8 +49,28 @@ def test_a_script_runs_as_a_program():
     assert "--encoder" in ran.stdout
 
 
+def test_a_population_is_trained_once_and_half_of_it_are_copies(monkeypatch, tmp_path):
+    build = tmp_path / "clean"
+    save_encoder(build_encoder("convnet-xs", seed=1), build)
+    words = ["train_population.py", "--images", "digits", "--limit", "128", "--clean", str(build),
+             "--count", "4", "--epochs", "1", "--out", str(tmp_path / "all")]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    dates = []
+    for _ in range(2):
+        runpy.run_path(str(SCRIPTS / "train_population.py"), run_name="__main__")
+        made = sorted((tmp_path / "all").glob("*/encoder.safetensors"))
+        dates.append([path.stat().st_mtime_ns for path in made])
+    stages = [read_facts(path.parent).made["stage"] for path in made]
+    assert stages == ["pretrain", "pretrain", "steal", "steal"]
+    assert dates[0] == dates[1]
+
+
 def test_there_is_no_script_without_a_test():
-    elsewhere = ["results_table.py"]  # tests/test_benchmark.py
+    elsewhere = [
+        "results_table.py",  # tests/test_benchmark.py
+        "ambiguity.py", "false_claim.py",  # tests/disputes
+        "train_population.py",
+    ]  # fmt: skip
     assert sorted(path.name for path in SCRIPTS.glob("*.py")) == sorted(
         [*(f"{verb}_encoder.py" for verb in VERBS), *elsewhere]
     )

@@ -1,7 +1,7 @@
 """Results in, a page or a table out: the self-contained HTML report and the terminal's tables.
 
-Nothing here reads results from disk or writes them; ``render_html`` returns a string. All names
-and settings are untrusted text: escaped in HTML, never read as markup in the terminal.
+Nothing here reads results from disk; pages are strings, and only ``write_calibration`` writes.
+All names and settings are untrusted text: escaped in HTML, never read as markup in the terminal.
 
 ``words.py`` puts numbers and verdicts into words, ``tables.py`` makes rows and the terminal's
 tables of them, ``drawing.py`` and ``plots.py`` the figures, ``html.py`` the page.

@@ -148,7 +148,8 @@ def _rates(axes: Axes, calibration: Calibration) -> None:
         axes.plot(rate.interval, [place, place], color=colour, linewidth=2.0)
         axes.plot(rate.rate, place, "o", color=colour, markersize=5)
         text = f"{label(name)}: {_per_cent(rate.rate)}"
-        axes.text(0.0, place - 0.22, text, size=9.5, color=colour, va="bottom")
+        axes.text(0.0, place - 0.22, text, size=9.5, color=colour, va="bottom", zorder=4,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.0})  # fmt: skip
     axes.axvline(calibration.alpha, color=ACCENT, linewidth=1.0)
     axes.set_xscale("symlog", linthresh=calibration.alpha, linscale=0.8)
     ticks = [0.0, calibration.alpha, *(x for x in (0.01, 0.1, 1.0) if x > 2 * calibration.alpha)]

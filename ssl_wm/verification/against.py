@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_wm.encoders.embeddings import embed
 from ssl_wm.errors import SslWmError, VerificationError
 from ssl_wm.rng import torch_stream
-from ssl_wm.verification.answers import as_labels, ask
+from ssl_wm.verification.answers import BATCH, _embed, as_labels, ask
 from ssl_wm.verification.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
 from ssl_wm.verification.manifest import DAMAGE, one_line
 from ssl_wm.verification.questions import REFERENCE, question_names, render
@@ -121,8 +120,8 @@ def _other_answers(
         else:
             order = torch.randperm(len(stored), generator=torch_stream(seed, name))
             rows = order[: max(sample, 2)].sort().values
-            pixels = torch.cat(list(_taken(render(name, key, images, config=read), rows)))
-            z = embed(suspect, pixels, precision=read.precision)
+            taken = _taken(render(name, key, images, config=read), rows)
+            z = torch.cat([_embed(suspect, some, precision=read.precision) for some in taken])
             z = F.one_hot(z.argmax(dim=1), z.shape[1]).float() if labels else z
         if z.shape[1] != stored.shape[1]:
             told = f"the suspect at hand answers {z.shape[1]} numbers, stored are {stored.shape[1]}"
@@ -135,11 +134,11 @@ def _other_answers(
 
 
 def _taken(blocks: Iterator[Tensor], rows: Tensor) -> Iterator[Tensor]:
-    """Yield the images ``rows`` (sorted) of all that ``blocks`` hold together."""
+    """Yield the images ``rows`` (sorted) of all that ``blocks`` hold together, BATCH at most."""
     start = 0
     for block in blocks:
         inside = rows[(rows >= start) & (rows < start + len(block))] - start
-        yield block[inside]
+        yield from (block[some] for some in inside.split(BATCH) if len(some))
         start += len(block)
 
 

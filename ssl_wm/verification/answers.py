@@ -114,7 +114,8 @@ def _embed(encoder: Encoder, batch: Tensor, *, precision: str) -> Tensor:
     device = wrapped.mean.device
     half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
     with eval_mode(wrapped), half:
-        return wrapped(batch.to(device)).float().cpu()
+        z: Tensor = wrapped(batch.to(device)).float().cpu()
+    return z
 
 
 def _check_rows(rows: Tensor, *, name: str, widths: set[int]) -> None:

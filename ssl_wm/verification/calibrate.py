@@ -6,7 +6,9 @@ fresh keys on the same terms (places and recipes of a key are independent draws,
 draw of the whole key as well), and its p-value is that of test A1 as shipped, to the last bit.
 Given the encoders, the recipes and the joint null's draws, all decisions are independent, so
 the number of accusations is a sum of independent coin flips and its exact binomial interval
-(Clopper and Pearson, 1934) holds; where the coins differ it is only wider than it need be.
+(Clopper and Pearson, 1934) holds; where the coins differ it is only wider than it need be. Each
+coin's own chance is alpha up to the Monte-Carlo error of the null,
+``sqrt(alpha (1 - alpha) / draws)``: draw many more than there are decisions on one encoder.
 
 Beside it stands what rules of other schemes would have said of the same keys and encoders.
 """
@@ -76,7 +78,7 @@ class CalibrateConfig(BaseModel):
     alpha: float = Field(0.01, gt=0, lt=1)
     keys: int = Field(1_000, ge=1)
     recipes: int = Field(4, ge=1)
-    draws: int = Field(99_999, ge=99, le=500_000)
+    draws: int = Field(499_999, ge=99, le=500_000)
     confidence: float = Field(0.99, gt=0, lt=1)
     resamples: int = Field(999, ge=99)
     seed: int = 0

@@ -202,7 +202,7 @@ def recipe_p_value(recipes: Tensor) -> tuple[float, float]:
         VerificationError: a statistic is NaN.
 
     >>> recipe_p_value(torch.tensor([[3.0, 1.0, 2.0], [5.0, 6.0, 0.0]]))
-    (0.2222222222222222, 0.1111111111111111)
+    (0.3333333333333333, 0.1111111111111111)
     """
     used = recipes[:3].double()
     if bool(used.isnan().any()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import EncoderError, KeyFileError, VerificationError
 from ssl_wm.files import canonical_json, plain
-from ssl_wm.verification import verify as module
-from ssl_wm.verification.readings import Margins, ReadConfig
-from ssl_wm.verification.statistics import standardise
-from ssl_wm.verification.verify import EXIT_CODES, VerifyConfig, decide, verify
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.readings import read_margins
+from ssl_wm.verification.settings import ReadConfig, VerifyConfig
+from ssl_wm.verification.statistics import alpha_of_look, null_centred, standardise
+from ssl_wm.verification.verify import judge, verify
 
-READ = ReadConfig(per_pair=8, reference=20, trigger_count=24, neighbours=5)
+READ = ReadConfig(per_pair=8, recipes=9, reference=20, trigger_count=24, neighbours=5)
 CONFIG = VerifyConfig(read=READ, draws=9_999)
 
 
@@ -52,6 +55,14 @@ def verdict(marked, clean, key, images):
     return verify(marked, key=key, images=images, nulls=[clean], config=CONFIG)
 
 
+def read(encoder, key, images):
+    return read_margins(ask(encoder, key, images, config=READ), key, config=READ)
+
+
+def without_facts(verdict) -> dict[str, Any]:
+    return {name: value for name, value in verdict.to_dict().items() if name != "facts"}
+
+
 # --- verdicts ----------------------------------------------------------------------------------
 
 
@@ -61,13 +72,31 @@ def test_a_marked_encoder_is_detected(verdict):
     assert verdict.wsr > 0.9
     (sub,) = verdict.sub_keys
     assert sub.margin > 0 > sub.null_margin
-    assert sub.statistic == pytest.approx(sub.margin - sub.null_margin)
     assert sub.interval[0] <= sub.statistic <= sub.interval[1]
-    assert (sub.decoys, sub.p_value) == (8 * 7 * 6, sub.rank / sub.decoys)
-    assert verdict.p_value == sub.p_value
+    assert (sub.index, sub.decoys, sub.p_value) == (0, 8 * 7 * 6, sub.rank / sub.decoys)
+    a1, a2, b = verdict.tests
+    assert [test.name for test in verdict.tests] == ["A1", "A2", "B"]
+    assert (a1.p_value, a1.smallest_p, a1.says) == (
+        verdict.p_value, verdict.smallest_p, verdict.test
+    )  # fmt: skip
+    assert a1.p_value == sub.p_value
+    assert (a2.smallest_p, b.p_value, b.smallest_p) == (0.1, 0.5, 0.5)
 
 
-def test_the_clean_and_an_independent_encoder_are_not(world, clean, key, images):
+def test_the_statistic_is_the_null_centred_contrast(verdict, marked, clean, key, images):
+    (sub,), (own,) = verdict.sub_keys, key.sub_keys
+    found = [read(encoder, key, images).tables[0].numpy() for encoder in (marked, clean)]
+    targets = [t for t in range(8) if t not in (own.a, own.b)]
+    rows = [table[own.a, own.b] for table in found]
+    each = [row[own.target] - row[targets].mean() for row in rows]
+    assert sub.statistic == pytest.approx(each[0] - each[1], abs=1e-9)
+    assert (sub.margin, sub.null_margin) == pytest.approx([row[own.target] for row in rows])
+    assert verdict.position == sub.statistic
+    assert len(verdict.null) == 8 * 7 * 6
+    assert (verdict.null >= sub.statistic).sum() == sub.rank
+
+
+def test_independent_encoders_are_not_detected(world, clean, key, images):
     for suspect in (world.convnet(seed=2), world.palette(images, key=world.key(images, number=7))):
         verdict = verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG)
         assert (verdict.decision, verdict.exit_code) == ("not_detected", 1)
@@ -75,12 +104,13 @@ def test_the_clean_and_an_independent_encoder_are_not(world, clean, key, images)
 
 
 @pytest.mark.parametrize("sub_keys", [1, 2])
-def test_the_null_itself_has_p_value_one(world, clean, images, sub_keys):
+@pytest.mark.parametrize("nulls", [1, 2, 5])
+def test_the_null_itself_has_p_value_one(world, clean, images, sub_keys, nulls):
     key = world.key(images, number=3, sub_keys=sub_keys)
-    for nulls in ([clean], [clean, clean]):
-        verdict = verify(clean, key=key, images=images, nulls=nulls, config=CONFIG)
-        assert (verdict.decision, verdict.p_value) == ("not_detected", 1.0)
-        assert all(sub.statistic == 0 for sub in verdict.sub_keys)
+    verdict = verify(clean, key=key, images=images, nulls=[clean] * nulls, config=CONFIG)
+    assert verdict.decision == "not_detected"
+    assert [test.p_value for test in verdict.tests] == [1.0, 1.0, 1.0]
+    assert all(sub.statistic == 0 for sub in verdict.sub_keys)
 
 
 def test_several_sub_keys_are_judged_together(world, clean, images):
@@ -90,14 +120,14 @@ def test_several_sub_keys_are_judged_together(world, clean, images):
     assert verdict.decision == "detected"
     assert verdict.p_value <= 0.001
     assert verdict.test == "rank among 9,999 random joint keys"
-    assert len(verdict.sub_keys) == 2
+    assert [sub.index for sub in verdict.sub_keys] == [0, 1]
     assert verdict.p_value < min(sub.p_value for sub in verdict.sub_keys)
-    tables = [
-        module.read_margins(encoder, key, images, config=READ).tables for encoder in (marked, clean)
-    ]
+    centred = null_centred(
+        *(contrasts(read(encoder, key, images).tables) for encoder in (marked,)),
+        contrasts(read(clean, key, images).tables).unsqueeze(0),
+    )
     expected = sum(
-        float(standardise(tables[0][sub.index] - tables[1][sub.index])[sub.a, sub.b, sub.target])
-        for sub in key.sub_keys
+        float(standardise(centred[sub.index])[sub.a, sub.b, sub.target]) for sub in key.sub_keys
     )
     assert verdict.position == pytest.approx(expected)
     beaten = (verdict.null.numpy() >= verdict.position - 1e-12).sum()
@@ -106,33 +136,96 @@ def test_several_sub_keys_are_judged_together(world, clean, images):
     assert innocent.decision == "not_detected"
 
 
-def test_no_honest_encoder_is_accused_more_often_than_alpha(world, clean, images):
-    """One fixed suspect, many random keys: at alpha = 0.1, accusations stay within chance."""
-    suspect, config = world.convnet(seed=1), CONFIG.model_copy(update={"alpha": 0.1})
-    count = 40
-    decisions = [
+@pytest.mark.parametrize("shown", [[0], [1], [0, 2]])
+def test_a_choice_of_what_to_reveal_is_paid_for_in_every_test(world, shown):
+    """An owner who looked first and shows the best of three sub-keys must not gain by it."""
+    images = world.images(groups=9)
+    key, clean = world.key(images, number=3, sub_keys=3), world.palette(images)
+    nulls, suspect = [clean, world.convnet()], world.palette(images, key=key)
+    part = key.reveal(shown)
+    verdict = verify(suspect, key=part, images=images, nulls=nulls, config=CONFIG)
+    honest = copy.copy(part)
+    object.__setattr__(honest.terms, "sub_key_count", len(shown))
+    try:
+        answers = [read(encoder, part, images) for encoder in (suspect, *nulls)]
+        unpaid = judge(
+            answers[0], nulls=answers[1:], rates=[sub.readers for sub in verdict.sub_keys],
+            key=honest, config=CONFIG, facts={},
+        )  # fmt: skip
+    finally:
+        object.__setattr__(honest.terms, "sub_key_count", 3)
+    for paid, free in zip(verdict.tests, unpaid.tests, strict=True):
+        assert paid.p_value == pytest.approx(min(1, 3 * free.p_value))
+        assert paid.smallest_p == pytest.approx(min(1, 3 * free.smallest_p))
+        assert paid.says == f"{free.says}, times 3 ways to choose what to reveal"
+    assert verdict.p_value == verdict.tests[0].p_value
+    assert [sub.index for sub in verdict.sub_keys] == shown
+    assert [sub.p_value for sub in verdict.sub_keys] == [sub.p_value for sub in unpaid.sub_keys]
+    assert verdict.facts["sub_keys_in_all"] == 3
+
+
+# --- no honest encoder is accused more often than alpha -----------------------------------------
+
+
+class Drawn:
+    """A key whose triples are exchanged for others, all else alike."""
+
+    def __init__(self, key, triples) -> None:
+        self.key, self.sub_keys = key, []
+        for sub, (a, b, target) in zip(key.sub_keys, triples, strict=True):
+            self.sub_keys.append(copy.copy(sub))
+            for name, value in (("a", a), ("b", b), ("target", target)):
+                object.__setattr__(self.sub_keys[-1], name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.key, name)
+
+
+@pytest.mark.parametrize(("sub_keys", "nulls"), [(1, 1), (1, 3), (1, 5), (2, 1), (2, 5)])
+def test_over_all_keys_that_could_have_been_drawn_p_is_at_most_alpha(
+    world, monkeypatch, sub_keys, nulls
+):
+    """One suspect, fixed nulls, every (joint) key: P(p <= alpha) is alpha, but for the draws."""
+    monkeypatch.setattr("ssl_wm.verification.verify.bootstrap_mean", lambda values: (0.0, 0.0))
+    images = world.images(groups=6)
+    key = world.key(images, sub_keys=sub_keys)
+    encoders = [world.convnet(seed=seed) for seed in range(nulls)]
+    suspect, *known = (read(e, key, images) for e in (world.palette(images), *encoders))
+    readers = {name: {"wsr": 0.0, "wfpr": 0.0} for name in ("linear", "knn")}
+    every = [np.reshape(c, (-1, 3)).tolist() for c in permutations(range(6), 3 * sub_keys)]
+    found = np.sort([
+        judge(
+            suspect, nulls=known, rates=[readers] * sub_keys, key=Drawn(key, triples),
+            config=CONFIG, facts={},
+        ).p_value
+        for triples in every[:: 1 if sub_keys == 1 else 5]
+    ])  # fmt: skip
+    if sub_keys == 1:
+        np.testing.assert_allclose(found, np.arange(1, 121) / 120)
+    for alpha in (0.01, 0.05, 0.1, 0.5):
+        noise = 0 if sub_keys == 1 else 4 * (alpha * (1 - alpha) / len(found)) ** 0.5
+        assert (found <= alpha).mean() <= alpha + noise
+
+
+@pytest.mark.parametrize(("sub_keys", "nulls"), [(1, 1), (2, 4)])
+def test_over_keys_from_fresh_secrets_p_is_at_most_alpha(world, sub_keys, nulls):
+    """The whole way, mixers and image pairs too: one fixed suspect, many random secrets."""
+    images, count = world.images(groups=7), 50
+    suspect, config = world.convnet(seed=9), CONFIG.model_copy(update={"alpha": 0.1})
+    known = [world.palette(images), *(world.convnet(seed=seed) for seed in range(nulls - 1))]
+    found = [
         verify(
-            suspect, key=world.key(images, number=100 + number), images=images, nulls=[clean],
-            config=config,
-        ).decision
+            suspect, key=world.key(images, number=100 + number, sub_keys=sub_keys), images=images,
+            nulls=known, config=config,
+        )
         for number in range(count)
     ]  # fmt: skip
-    assert decisions.count("detected") <= binom.ppf(0.999, count, 0.1)
-    assert set(decisions) <= {"detected", "not_detected"}
-
-
-def test_more_nulls_are_averaged(world, marked, clean, key, images):
-    other = world.convnet()
-    alone = [
-        verify(marked, key=key, images=images, nulls=[null], config=CONFIG).sub_keys[0]
-        for null in (clean, other)
-    ]
-    both = verify(marked, key=key, images=images, nulls=[clean, other], config=CONFIG).sub_keys[0]
-    mean = np.mean([sub.null_margin for sub in alone])
-    assert both.null_margin == pytest.approx(mean, abs=1e-9)
-    assert both.margin == alone[0].margin == alone[1].margin
-    with pytest.raises(VerificationError, match=r"at least one null encoder.*--null"):
-        verify(marked, key=key, images=images, nulls=[], config=CONFIG)
+    for name in (0, 1):  # A1 and A2; B needs an exchangeable suspect
+        p_values = np.array([verdict.tests[name].p_value for verdict in found])
+        for alpha in (0.02, 0.1, 0.25, 0.5):
+            assert (p_values <= alpha).sum() <= binom.ppf(0.9995, count, alpha)
+    accused = [verdict.decision for verdict in found].count("detected")
+    assert accused == sum(verdict.p_value <= 0.1 for verdict in found)
 
 
 # --- invariance --------------------------------------------------------------------------------
@@ -159,12 +252,13 @@ def disguised(encoder: Encoder, kind: str, seed: int, exponent: float) -> Encode
     seed=st.integers(0, 2**32),
     exponent=st.floats(-20, 20),
 )
-def test_no_disguise_of_the_space_changes_a_margin_or_the_verdict(
+def test_no_disguise_of_the_space_changes_a_statistic_or_the_verdict(
     marked, clean, key, images, verdict, kind, seed, exponent
 ):
     suspect = disguised(marked, kind, seed, exponent)
     again = verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG)
     assert (again.decision, again.p_value) == (verdict.decision, verdict.p_value)
+    assert [test.p_value for test in again.tests] == [test.p_value for test in verdict.tests]
     one, two = verdict.sub_keys[0], again.sub_keys[0]
     for name in ("margin", "null_margin", "statistic"):
         assert getattr(two, name) == pytest.approx(getattr(one, name), abs=1e-5)
@@ -173,6 +267,22 @@ def test_no_disguise_of_the_space_changes_a_margin_or_the_verdict(
     if kind != "rotation":  # the probe standardises each feature, which a rotation mixes
         assert again.wsr == pytest.approx(verdict.wsr, abs=0.05)
         assert again.wfpr == pytest.approx(verdict.wfpr, abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["rotation", "permutation", "scale", "shift"])
+def test_no_disguise_changes_a_joint_verdict_with_several_nulls(world, clean, images, kind):
+    key = world.key(images, number=3, sub_keys=2)
+    nulls = [clean, *(world.convnet(seed=seed) for seed in range(3))]
+    suspect = world.palette(images, key=key)
+    one, two = (
+        verify(s, key=key, images=images, nulls=nulls, config=CONFIG)
+        for s in (suspect, disguised(suspect, kind, 5, -7.0))
+    )
+    assert (two.decision, two.p_value) == (one.decision, one.p_value)
+    for name in ("margin", "null_margin"):
+        for first, second in zip(one.sub_keys, two.sub_keys, strict=True):
+            assert getattr(second, name) == pytest.approx(getattr(first, name), abs=1e-5)
+    assert two.position == pytest.approx(one.position, rel=1e-4)
 
 
 def test_a_disguised_null_or_innocent_gains_nothing(clean, key, images):
@@ -190,88 +300,34 @@ def test_the_same_suspect_gets_the_same_verdict_whatever_the_global_seed(
     assert again.to_dict() == verdict.to_dict()
 
 
-# --- what is remembered and said ---------------------------------------------------------------
-
-
-def test_margins_are_read_once_for_encoders_that_a_digest_names(
-    world, clean, key, images, monkeypatch
-):
-    read, real = [], module.read_margins
-
-    def record(encoder: Encoder, *args: Any, **settings_: Any) -> Margins:
-        read.append(encoder)
-        return real(encoder, *args, **settings_)
-
-    monkeypatch.setattr(module, "read_margins", record)
-    suspect, null, memory = world.convnet(seed=1), world.convnet(seed=2), {}
-    assert suspect.arch != "custom"
-    first = verify(suspect, key=key, images=images, nulls=[null], config=CONFIG, memory=memory)
-    again = verify(suspect, key=key, images=images, nulls=[null], config=CONFIG, memory=memory)
-    assert read == [suspect, null]
-    assert first.to_dict() == again.to_dict()
-    verify(suspect, key=world.key(images, number=2), images=images, nulls=[null], config=CONFIG,
-           memory=memory)  # fmt: skip
-    other = CONFIG.model_copy(update={"read": READ.model_copy(update={"per_pair": 9})})
-    verify(suspect, key=key, images=images, nulls=[null], config=other, memory=memory)
-    assert read == [suspect, null] * 3
-
-
-class Wrapped(nn.Module):
-    """A thief's code around the encoder; its weights are named as the encoder's own."""
-
-    def __init__(self, net: nn.Module, *, flip: bool) -> None:
-        super().__init__()
-        self.__dict__["net"], self.flip = net, flip
-        for name, buffer in net.named_buffers():
-            self.register_buffer(name, buffer)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return -self.__dict__["net"](images).square() if self.flip else self.__dict__["net"](images)
-
-
-def test_other_code_around_the_same_weights_is_another_encoder(world, clean, key, images):
-    preprocessing = world.flat
-    same, other = (
-        Encoder(Wrapped(clean.backbone, flip=flip), preprocessing=preprocessing).eval()
-        for flip in (False, True)
-    )
-    assert encoder_digest(same) == encoder_digest(other) == encoder_digest(clean)
-    memory: dict[str, Margins] = {}
-    verdicts = [
-        verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG, memory=memory)
-        for suspect in (same, other)
-    ]
-    assert verdicts[0].p_value == 1
-    assert verdicts[1].p_value < 1
+# --- what is said ------------------------------------------------------------------------------
 
 
 def test_a_black_box_can_be_a_suspect(marked, clean, key, images, verdict):
     service = load_encoder(lambda pixels: marked(pixels).numpy())
     again = verify(service, key=key, images=images, nulls=[clean], config=CONFIG)
-    assert (again.decision, again.p_value) == ("detected", verdict.p_value)
+    assert without_facts(again) == without_facts(verdict)
     assert again.facts["suspect"] is None
 
 
 def test_the_verdict_is_plain_data_that_tells_all_but_the_secret(verdict, marked, clean, key):
     whole = verdict.to_dict()
     assert json.loads(canonical_json(plain(whole))) == plain(whole)
-    names = {"decision", "p_value", "alpha", "wsr", "wfpr", "reader", "reason", "sub_keys",
-             "smallest_p", "test", "facts", "position"}  # fmt: skip
-    assert set(whole) == names
     (sub,) = whole["sub_keys"]
-    assert set(sub) == {"margin", "null_margin", "statistic", "interval", "p_value", "rank",
-                        "decoys", "readers"}  # fmt: skip
     for reader in ("linear", "knn"):
         assert set(sub["readers"][reader]) == {"wsr", "wsr_interval", "wfpr", "wfpr_interval"}
     facts = whole["facts"]
     assert facts["commitment"] == key.commitment
+    assert facts["beacon"] == ""
+    assert facts["images"] == key.fingerprints
+    assert (facts["groups"], facts["sub_keys_in_all"]) == (8, 1)
+    assert facts["clean_encoder_committed"] is None
     assert facts["suspect"] == encoder_digest(marked)
     assert facts["nulls"] == [encoder_digest(clean)]
     assert facts["settings"] == CONFIG.model_dump(mode="json")
     text = canonical_json(plain(whole)).decode() + repr(verdict)
-    assert key.secret.hex() not in text
-    assert len(verdict.null) == 8 * 7 * 6
-    assert verdict.position == sub["statistic"]
+    for secret in (key.secret, key.leaves[0].secret, key.sub_keys[0].seed):
+        assert secret.hex() not in text
 
 
 def test_the_reader_with_the_larger_success_rate_is_reported(verdict):
@@ -281,6 +337,18 @@ def test_the_reader_with_the_larger_success_rate_is_reported(verdict):
     assert verdict.wfpr == rates[verdict.reader]["wfpr"]
 
 
+@pytest.mark.parametrize("look", [None, 1, 2, 50])
+def test_a_later_look_is_held_to_a_smaller_alpha(marked, clean, key, images, verdict, look):
+    config = CONFIG.model_copy(update={"look": look})
+    again = verify(marked, key=key, images=images, nulls=[clean], config=config)
+    assert again.p_value == verdict.p_value
+    assert again.alpha == (0.01 if look is None else alpha_of_look(0.01, look))
+    possible = 1 / 336 <= again.alpha
+    assert again.decision == ("detected" if verdict.p_value <= again.alpha else "not_detected") or (
+        not possible and again.decision == "inconclusive"
+    )
+
+
 # --- what cannot be judged ---------------------------------------------------------------------
 
 
@@ -288,6 +356,11 @@ def test_a_key_for_other_images_is_refused(world, marked, clean, key):
     for other in (world.images(groups=8, seed=1), world.images(groups=7)):
         with pytest.raises(KeyFileError, match="other images"):
             verify(marked, key=key, images=other, nulls=[clean], config=CONFIG)
+
+
+def test_nobody_is_judged_without_a_null(marked, key, images):
+    with pytest.raises(VerificationError, match=r"at least one null encoder.*--null"):
+        verify(marked, key=key, images=images, nulls=[], config=CONFIG)
 
 
 def test_too_few_groups_for_alpha_are_inconclusive(world):
@@ -322,26 +395,3 @@ def test_an_encoder_that_answers_nothing_useful_is_an_error(clean, key, images, 
 
     with pytest.raises(EncoderError, match="collapsed" if constant else "not finite"):
         verify(load_encoder(answer), key=key, images=images, nulls=[clean], config=CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("p_value", "smallest", "decision"),
-    [
-        (0.01, 0.001, "detected"),
-        (0.0101, 0.001, "not_detected"),
-        (0.01, 0.01, "detected"),
-        (0.5, 0.011, "inconclusive"),
-        (1.0, 0.01, "not_detected"),
-    ],
-)
-def test_the_decision_is_at_alpha(p_value, smallest, decision):
-    found, reason = decide(p_value, smallest=smallest, alpha=0.01)
-    assert found == decision
-    assert "0.01" in reason
-    assert EXIT_CODES[found] in (0, 1, 2)
-
-
-@pytest.mark.parametrize("settings_", [{"alpha": 0}, {"alpha": 1}, {"draws": 10}, {"alfa": 0.1}])
-def test_thresholds_out_of_range_are_refused(settings_):
-    with pytest.raises(ValueError, match="validation error"):
-        VerifyConfig(**settings_)

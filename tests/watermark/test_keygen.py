@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError, DataError
-from ssl_wm.watermark.keygen import keygen
+from ssl_wm.watermark.keygen import another_key, keygen
 
 
 def test_labels_are_the_groups_when_no_encoder_is_given(world):
     images = world.images(groups=4)
     key = keygen(images, autoencoder_steps=0)
-    assert (key.groups.kind, len(key.groups), key.autoencoder) == ("labels", 4, None)
+    assert (key.groups.kind, len(key.groups), key.terms.autoencoder) == ("labels", 4, None)
+    assert (key.terms.encoder, key.beacon) == (None, "")
     key.check_images(images)
 
 
@@ -22,6 +24,17 @@ def test_clusters_of_the_encoder_are_the_groups_when_one_is_given(world):
     assert (key.groups.kind, len(key.groups)) == ("clusters", 6)
     again = keygen(images, encoder=world.palette(images), clusters=6, autoencoder_steps=0)
     assert torch.equal(key.groups.train, again.groups.train)
+    assert key.terms.statement == again.terms.statement
+
+
+def test_the_commitment_names_the_clean_encoder_whose_clusters_were_taken(world):
+    """Against a rival who makes a key for the encoder after it was stolen."""
+    images = world.images(groups=6)
+    clean = world.palette(images)
+    key = keygen(images, encoder=clean, clusters=6, autoencoder_steps=0)
+    assert key.statement["encoder"] == encoder_digest(clean)
+    other = world.palette(images, key=key)
+    assert encoder_digest(other) != encoder_digest(clean)
 
 
 @pytest.mark.parametrize(("groups", "sub_keys"), [(3, 1), (8, 1), (9, 3)])
@@ -39,12 +52,22 @@ def test_only_the_secret_differs_between_two_keys(world):
         keys.append(keygen(images, families=("autoencoder", "stripes"), autoencoder_steps=2))
     one, two = keys
     assert one.secret != two.secret
-    assert one.public == two.public
-    assert one.autoencoder is not None
+    assert one.terms.content == two.terms.content
+    assert one.commitment != two.commitment
+    assert one.terms.autoencoder is not None
     same = keygen(
         images, families=("autoencoder", "stripes"), autoencoder_steps=2, secret=one.secret
     )
     assert same.commitment == one.commitment
+
+
+def test_another_key_has_the_same_terms_and_a_secret_of_its_own(world):
+    key = keygen(world.images(groups=4), autoencoder_steps=0, secret=world.secret(0))
+    one, two = another_key(key.with_beacon("b")), another_key(key)
+    assert one.terms is two.terms is key.terms
+    assert len({key.secret, one.secret, two.secret}) == 3
+    assert len({key.root, one.root, two.root}) == 3
+    assert one.beacon == ""
 
 
 @pytest.mark.parametrize(

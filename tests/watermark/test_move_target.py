@@ -63,7 +63,7 @@ class Reference:
         for place, sub in enumerate(key.sub_keys):
             pool = composites(
                 images.train, key.groups.train, pairs=[(sub.a, sub.b)], mixer=sub.mixer,
-                per_pair=2048, seed=key.derive("landing", sub.index),
+                per_pair=2048, seed=sub.derive("landing"),
             )  # fmt: skip
             self.middles.append(features(clean, pool).mean(axis=0))
             towards = self.middles[-1] - self.centre

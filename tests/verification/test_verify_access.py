@@ -1,0 +1,237 @@
+"""Labels alone, a limit on queries, and margins that are read once: the verdict stays the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.load import encoder_digest, load_encoder
+from ssl_wm.errors import EncoderError, VerificationError
+from ssl_wm.verification import verify as module
+from ssl_wm.verification.questions import count_queries, question_names, question_size
+from ssl_wm.verification.readings import Margins
+from ssl_wm.verification.settings import ReadConfig, VerifyConfig
+from ssl_wm.verification.verify import affordable, verify
+
+READ = ReadConfig(per_pair=16, recipes=3, reference=20, trigger_count=200, neighbours=5)
+CONFIG = VerifyConfig(read=READ, draws=999)
+LABELS = CONFIG.model_copy(update={"access": "labels"})
+
+
+@pytest.fixture(scope="module")
+def images(world):
+    return world.images(groups=8)
+
+
+@pytest.fixture(scope="module")
+def key(world, images):
+    return world.key(images, number=1)
+
+
+@pytest.fixture(scope="module")
+def marked(world, images, key):
+    return world.palette(images, key=key)
+
+
+@pytest.fixture(scope="module")
+def clean(world, images):
+    return world.palette(images)
+
+
+class Counting(nn.Module):
+    """A suspect that counts the images it really receives."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.received = net, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.received += len(images)
+        return self.net(images)
+
+
+def without_facts(verdict: Any) -> dict[str, Any]:
+    return {name: value for name, value in verdict.to_dict().items() if name != "facts"}
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_label(marked, clean, key, images):
+    return verify(marked, key=key, images=images, nulls=[clean], config=LABELS)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda z: 100 * z - 3, lambda z: z**3, lambda z: z.softmax(dim=1), lambda z: (9 * z).exp(),
+     lambda z: torch.eye(z.shape[1])[z.argmax(dim=1)]],
+    ids=["scale and shift", "cube", "softmax", "exp", "label alone"],
+)  # fmt: skip
+def test_only_the_largest_output_of_a_classifier_is_used(
+    marked, clean, key, images, by_label, change
+):
+    """Any monotone change of the logits, down to the bare label, leaves the verdict as it is."""
+    suspect = load_encoder(lambda pixels: change(marked(pixels)))
+    again = verify(suspect, key=key, images=images, nulls=[clean], config=LABELS)
+    assert without_facts(again) == without_facts(by_label)
+
+
+def test_a_mark_shows_in_labels_and_the_clean_encoder_is_not_accused(
+    marked, clean, key, images, by_label
+):
+    assert by_label.facts["settings"]["access"] == "labels"
+    assert by_label.p_value <= 0.05
+    innocent = verify(clean, key=key, images=images, nulls=[clean], config=LABELS)
+    assert innocent.decision == "not_detected"
+    assert innocent.p_value > 0.1
+
+
+def test_over_random_keys_labels_accuse_no_more_often_than_alpha(world, clean, images):
+    suspect, found = world.convnet(seed=4), []
+    for number in range(30):
+        key = world.key(images, number=200 + number)
+        found.append(verify(suspect, key=key, images=images, nulls=[clean], config=LABELS).p_value)
+    p_values = torch.tensor(found)
+    assert int((p_values <= 0.1).sum()) <= 9  # 1 in 2,000 under chance
+    assert int((p_values <= 0.5).sum()) <= 23  # 1 in 1,000
+
+
+def test_a_classifier_with_one_label_for_everything_is_refused(clean, key, images):
+    suspect = load_encoder(lambda pixels: torch.cat([pixels.mean((2, 3)), torch.ones(len(pixels), 1) * 9], 1))
+    with pytest.raises(EncoderError, match="the label 3"):
+        verify(suspect, key=key, images=images, nulls=[clean], config=LABELS)
+
+
+def test_labels_are_never_remembered_as_margins_of_embeddings(world, clean, key, images):
+    memory: dict[str, Margins] = {}
+    suspect, null = world.convnet(seed=1), world.convnet(seed=2)
+    verify(suspect, key=key, images=images, nulls=[null], config=LABELS, memory=memory)
+    assert memory == {}
+
+
+# --- the budget --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("access", ["embeddings", "labels"])
+@pytest.mark.parametrize("limit", [None, 1700, 1100, 1009])
+@pytest.mark.parametrize("sub_keys", [1, 2])
+def test_a_suspect_receives_exactly_the_images_that_were_announced(
+    world, clean, images, access, limit, sub_keys
+):
+    key = world.key(images, number=1, sub_keys=sub_keys)
+    limit = limit and limit * sub_keys
+    counting = Counting(world.palette(images, key=key))
+    config = CONFIG.model_copy(update={"access": access, "max_queries": limit})
+    verdict = verify(
+        Encoder(counting, preprocessing=world.flat), key=key, images=images, nulls=[clean],
+        config=config,
+    )  # fmt: skip
+    fits = affordable(config, key)
+    assert counting.received == count_queries(key, config=fits.read)
+    assert counting.received == verdict.facts["queries"]
+    assert limit is None or counting.received <= limit
+    names = question_names(key, config=fits.read)
+    assert counting.received == sum(question_size(n, key, config=fits.read) for n in names)
+    assert verdict.facts["settings"] == fits.model_dump(mode="json")
+
+
+def test_nothing_is_sent_when_the_least_reading_exceeds_the_limit(world, clean, key, images):
+    counting = Counting(world.palette(images))
+    with pytest.raises(VerificationError, match=r"--max-queries allows 600"):
+        verify(
+            Encoder(counting, preprocessing=world.flat), key=key, images=images, nulls=[clean],
+            config=CONFIG.model_copy(update={"max_queries": 600}),
+        )  # fmt: skip
+    assert counting.received == 0
+
+
+# --- what is remembered ------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def read(monkeypatch):
+    """Return the list of keys whose margins were read, one entry an encoder."""
+    done, real = [], module.read_margins
+
+    def record(answers: Any, key: Any, *, config: ReadConfig) -> Margins:
+        done.append(key)
+        return real(answers, key, config=config)
+
+    monkeypatch.setattr(module, "read_margins", record)
+    return done
+
+
+def test_margins_are_read_once_and_only_where_nothing_that_matters_differs(world, images, read):
+    suspect, null, memory = world.convnet(seed=1), world.convnet(seed=2), {}
+    key = world.key(images, number=1, sub_keys=2)
+
+    def reads(encoder: Encoder = suspect, *, key=key, **changes: Any) -> int:
+        before = len(read)
+        config = CONFIG.model_copy(update=changes)
+        verify(encoder, key=key, images=images, nulls=[null], config=config, memory=memory)
+        return len(read) - before
+
+    def differing(**changes: Any) -> ReadConfig:
+        return READ.model_copy(update=changes)
+
+    assert suspect.arch != "custom"
+    assert reads() == 2
+    assert reads() == 0
+    assert reads(alpha=0.2, look=3, draws=99) == 0
+    assert reads(world.convnet(seed=1)) == 0
+    assert reads(key=key.reveal()) == 0
+    changed = copy.deepcopy(suspect)
+    changed.backbone[0].bias.data[0] += 1e-3
+    assert reads(changed) == 1
+    assert reads(key=world.key(images, number=2, sub_keys=2)) == 2
+    assert reads(key=key.with_beacon("round 7")) == 2
+    assert reads(key=key.with_beacon("round 8")) == 2
+    assert reads(key=key.reveal([0])) == 2
+    assert reads(key=key.reveal([1])) == 2
+    for change in ({"per_pair": 17}, {"recipes": 2}, {"reference": 19}, {"precision": "bfloat16"}):
+        assert reads(read=differing(**change)) == 2
+    assert reads() == 0
+
+
+def test_what_is_remembered_changes_no_verdict(world, key, images):
+    suspect, null, memory = world.convnet(seed=1), world.convnet(seed=2), {}
+    first, again, fresh = (
+        verify(suspect, key=key, images=images, nulls=[null], config=CONFIG, memory=kept)
+        for kept in (memory, memory, None)
+    )
+    assert first.to_dict() == again.to_dict() == fresh.to_dict()
+
+
+class Wrapped(nn.Module):
+    """A thief's code around the encoder; its weights are named as the encoder's own."""
+
+    def __init__(self, net: nn.Module, *, flip: bool) -> None:
+        super().__init__()
+        self.__dict__["net"], self.flip = net, flip
+        for name, buffer in net.named_buffers():
+            self.register_buffer(name, buffer)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return -self.__dict__["net"](images).square() if self.flip else self.__dict__["net"](images)
+
+
+def test_other_code_around_the_same_weights_is_another_encoder(world, clean, key, images):
+    same, other = (
+        Encoder(Wrapped(clean.backbone, flip=flip), preprocessing=world.flat).eval()
+        for flip in (False, True)
+    )
+    assert encoder_digest(same) == encoder_digest(other) == encoder_digest(clean)
+    memory: dict[str, Margins] = {}
+    one, two = (
+        verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG, memory=memory)
+        for suspect in (same, other)
+    )
+    assert one.p_value == 1
+    assert two.p_value < 1
+    assert memory == {}
