@@ -54,13 +54,15 @@ def verify(
     """
     whole = load_key(key)
     used: OpenKey = whole if sub_keys is None else whole.reveal(sub_keys)
-    if evidence is not None:
-        claim_folder(evidence, overwrite=overwrite)
+    if evidence is not None and not overwrite:
+        claim_folder(evidence)
     images = open_chosen(settings)
     used.check_images(images)
     config = affordable(settings.verify, used)
     asked, known = load_encoder(suspect), load_nulls(nulls)
     say(f"the suspect will be sent {count_queries(used, config=config.read):,} images")
+    if evidence is not None:
+        claim_folder(evidence, overwrite=overwrite)
     if evidence is None:
         return judge(asked, key=used, images=images, nulls=known, config=config).to_dict()
     verdict = bundles.verify_with_evidence(

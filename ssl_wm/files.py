@@ -111,7 +111,7 @@ def read_json(path: Path, *, error: type[SslWmError] = SslWmError, what: str = "
         raise error(f"{what} {path} is a folder; name the file") from None
     except OSError as cause:
         raise error(f"cannot read {what} {path}: {cause.strerror}") from cause
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as cause:
+    except (ValueError, RecursionError) as cause:
         raise error(f"{what} {path} is not JSON (damaged or of another kind): {cause}") from cause
 
 

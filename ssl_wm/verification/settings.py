@@ -48,7 +48,7 @@ class VerifyConfig(BaseModel):
 
     alpha: float = Field(0.01, gt=0, lt=1)
     look: int | None = Field(None, ge=1)
-    draws: int = Field(9_999_999, ge=99)
+    draws: int = Field(9_999_999, ge=99, le=1_000_000_000)
     access: Literal["embeddings", "labels"] = "embeddings"
     max_queries: int | None = Field(None, ge=1)
     read: ReadConfig = ReadConfig()

@@ -84,6 +84,7 @@ def null_centred(values: Tensor, nulls: Tensor) -> Tensor:
     tensor([2., 0.])
     """
     difference = values - nulls.mean(dim=0)
+    difference = torch.where(difference.abs() < 1e-12, 0.0, difference)
     count = len(nulls)
     if count < ENOUGH_NULLS:
         return difference

@@ -64,7 +64,9 @@ def test_every_set_has_the_size_that_is_announced(
     config = ReadConfig(
         per_pair=per_pair, recipes=recipes, reference=reference, trigger_count=triggers
     )
-    sizes = {name: question_size(name, key, config=config) for name in question_names(key, config=config)}
+    sizes = {
+        name: question_size(name, key, config=config) for name in question_names(key, config=config)
+    }
     for name, size in sizes.items():
         rendered = whole(name, key, images, config)
         assert rendered.shape == (size, 3, 8, 8)

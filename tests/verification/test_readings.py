@@ -116,7 +116,9 @@ def test_without_decoy_recipes_only_the_keys_own_is_read(key, answers):
 
 def test_a_revealed_sub_key_is_read_as_within_the_whole_key(world, images, key, answers):
     revealed = key.reveal([1])
-    alone = read_margins(ask(world.convnet(), revealed, images, config=CONFIG), revealed, config=CONFIG)
+    alone = read_margins(
+        ask(world.convnet(), revealed, images, config=CONFIG), revealed, config=CONFIG
+    )
     whole = read_margins(answers, key, config=CONFIG)
     assert torch.equal(alone.own[0], whole.own[1])
     assert torch.equal(alone.recipes[0], whole.recipes[1])
@@ -145,9 +147,7 @@ def test_rates_are_shares_of_enough_triggers_with_their_exact_intervals(images, 
     rates = read_rates(ask(world.convnet(), key, images, config=config), key, config=config)
     assert len(rates) == 2
     for sub, rate in zip(key.sub_keys, rates, strict=True):
-        others = sum(
-            map(len, render(f"others/{sub.index}", key, images, config=config))
-        )
+        others = sum(map(len, render(f"others/{sub.index}", key, images, config=config)))
         for reader in ("linear", "knn"):
             for name, total in {"wsr": count, "wfpr": others}.items():
                 hits = rate[reader][name] * total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import pytest
@@ -105,7 +105,9 @@ def test_over_all_recipes_that_could_be_the_keys_own_p_is_at_most_alpha(
     values = stream.integers(kinds, size=shape) if kinds else stream.normal(size=shape)
     found = []
     for own in product(range(decoys + 1), repeat=sub_keys):
-        rows = [[row[place], *np.delete(row, place)] for row, place in zip(values, own, strict=True)]
+        rows = [
+            [row[place], *np.delete(row, place)] for row, place in zip(values, own, strict=True)
+        ]
         found.append(recipe_p_value(torch.tensor(np.array(rows, dtype=float)))[0])
     found = np.array(found)
     for alpha in {*found, 0.01, 0.1, 0.5}:
@@ -209,7 +211,7 @@ def test_holm_keeps_the_chance_of_any_false_accusation_at_alpha():
 @given(st.floats(1e-6, 0.5))
 def test_all_looks_together_spend_alpha(alpha):
     spent = [alpha_of_look(alpha, look) for look in range(1, 2000)]
-    assert all(one > two > 0 for one, two in zip(spent, spent[1:], strict=False))
+    assert all(one > two > 0 for one, two in pairwise(spent))
     assert sum(spent) < alpha
     rest = alpha * 6 / math.pi**2 / 1999.5  # the sum of 1 / n^2 from 2000 on, but for 1e-11
     assert sum(spent) + rest == pytest.approx(alpha, rel=1e-9)

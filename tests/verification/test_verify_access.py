@@ -62,9 +62,15 @@ def without_facts(verdict: Any) -> dict[str, Any]:
 # --- labels ------------------------------------------------------------------------------------
 
 
+def classifier(encoder: Encoder, change: Any = lambda logits: logits) -> Encoder:
+    """Return a classifier of 24 classes on an encoder: logits without ties, perhaps changed."""
+    head = torch.randn(8, 24, generator=torch.Generator().manual_seed(2))
+    return load_encoder(lambda pixels: change((encoder(pixels) - 0.125) @ head))
+
+
 @pytest.fixture(scope="module")
 def by_label(marked, clean, key, images):
-    return verify(marked, key=key, images=images, nulls=[clean], config=LABELS)
+    return verify(classifier(marked), key=key, images=images, nulls=[clean], config=LABELS)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,7 @@ def test_only_the_largest_output_of_a_classifier_is_used(
     marked, clean, key, images, by_label, change
 ):
     """Any monotone change of the logits, down to the bare label, leaves the verdict as it is."""
-    suspect = load_encoder(lambda pixels: change(marked(pixels)))
+    suspect = classifier(marked, change)
     again = verify(suspect, key=key, images=images, nulls=[clean], config=LABELS)
     assert without_facts(again) == without_facts(by_label)
 
@@ -87,23 +93,26 @@ def test_a_mark_shows_in_labels_and_the_clean_encoder_is_not_accused(
 ):
     assert by_label.facts["settings"]["access"] == "labels"
     assert by_label.p_value <= 0.05
-    innocent = verify(clean, key=key, images=images, nulls=[clean], config=LABELS)
-    assert innocent.decision == "not_detected"
-    assert innocent.p_value > 0.1
+    innocent = classifier(clean)
+    verdict = verify(innocent, key=key, images=images, nulls=[clean], config=LABELS)
+    assert verdict.decision == "not_detected"
+    assert verdict.p_value > 0.1
 
 
-def test_over_random_keys_labels_accuse_no_more_often_than_alpha(world, clean, images):
-    suspect, found = world.convnet(seed=4), []
-    for number in range(30):
+def test_over_random_keys_labels_accuse_no_more_often_than_alpha(world):
+    images, found = world.images(groups=6), []
+    suspect, clean = world.convnet(seed=4), world.palette(images)
+    least = LABELS.model_copy(update={"max_queries": 600})
+    for number in range(20):
         key = world.key(images, number=200 + number)
-        found.append(verify(suspect, key=key, images=images, nulls=[clean], config=LABELS).p_value)
+        found.append(verify(suspect, key=key, images=images, nulls=[clean], config=least).p_value)
     p_values = torch.tensor(found)
-    assert int((p_values <= 0.1).sum()) <= 9  # 1 in 2,000 under chance
-    assert int((p_values <= 0.5).sum()) <= 23  # 1 in 1,000
+    assert int((p_values <= 0.1).sum()) <= 7  # but for 4 in 10,000
+    assert int((p_values <= 0.5).sum()) <= 17  # but for 2 in 10,000
 
 
 def test_a_classifier_with_one_label_for_everything_is_refused(clean, key, images):
-    suspect = load_encoder(lambda pixels: torch.cat([pixels.mean((2, 3)), torch.ones(len(pixels), 1) * 9], 1))
+    suspect = classifier(clean, lambda z: torch.cat([z[:, :3], z[:, :1] * 0 + 99], dim=1))
     with pytest.raises(EncoderError, match="the label 3"):
         verify(suspect, key=key, images=images, nulls=[clean], config=LABELS)
 
@@ -119,7 +128,7 @@ def test_labels_are_never_remembered_as_margins_of_embeddings(world, clean, key,
 
 
 @pytest.mark.parametrize("access", ["embeddings", "labels"])
-@pytest.mark.parametrize("limit", [None, 1700, 1100, 1009])
+@pytest.mark.parametrize("limit", [None, 1200, 900])
 @pytest.mark.parametrize("sub_keys", [1, 2])
 def test_a_suspect_receives_exactly_the_images_that_were_announced(
     world, clean, images, access, limit, sub_keys
@@ -154,7 +163,7 @@ def test_nothing_is_sent_when_the_least_reading_exceeds_the_limit(world, clean, 
 # --- what is remembered ------------------------------------------------------------------------
 
 
-@pytest.fixture()
+@pytest.fixture
 def read(monkeypatch):
     """Return the list of keys whose margins were read, one entry an encoder."""
     done, real = [], module.read_margins

@@ -21,6 +21,7 @@ from ssl_wm.watermark.keyfile import (
     load_key,
     read_revealed,
     revealed_content,
+    save_key,
 )
 from ssl_wm.watermark.mixers import MIXERS
 
