@@ -15,6 +15,7 @@ from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import build_encoder, save_encoder
 from ssl_wm.outputs import Out, first_difference
 from ssl_wm.training import loop
+from ssl_wm.watermark.keyfile import save_key
 from ssl_wm.watermark.keygen import keygen
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ def made(tmp_path_factory) -> Path:
     """Return a folder with an encoder ``clean``, a key ``owner.key`` and ``small.yaml``."""
     folder = tmp_path_factory.mktemp("made")
     save_encoder(build_encoder("convnet-xs", seed=1), folder / "clean")
-    keygen(open_images("digits", limit=100), autoencoder_steps=0).save(folder / "owner.key")
+    save_key(keygen(open_images("digits", limit=100), autoencoder_steps=0), folder / "owner.key")
     (folder / "small.yaml").write_text(SMALL)
     return folder
 
