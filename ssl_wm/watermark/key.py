@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,7 +37,7 @@ COMMITMENT_TAG = b"ssl-wm/commitment/v2\0"
 SECRET_BYTES = 32
 
 
-class OpenKey:
+class OpenKey(ABC):
     """What verification uses: public terms, a commitment, and sub-keys that may be used.
 
     Attributes:
@@ -50,14 +51,14 @@ class OpenKey:
     beacon: str
 
     @property
+    @abstractmethod
     def root(self) -> bytes:
         """Return the Merkle root."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def leaves(self) -> Sequence[Leaf]:
         """Return the leaves that are known."""
-        raise NotImplementedError
 
     @property
     def groups(self) -> Groups:
