@@ -61,10 +61,9 @@ def verify(
     config = affordable(settings.verify, used)
     asked, known = load_encoder(suspect), load_nulls(nulls)
     say(f"the suspect will be sent {count_queries(used, config=config.read):,} images")
-    if evidence is not None:
-        claim_folder(evidence, overwrite=overwrite)
     if evidence is None:
         return judge(asked, key=used, images=images, nulls=known, config=config).to_dict()
+    claim_folder(evidence, overwrite=overwrite)
     verdict = bundles.verify_with_evidence(
         asked, key=whole, images=images, nulls=known, config=config, folder=evidence,
         reveal=sub_keys, made_at=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -127,7 +127,9 @@ def trace(
         )
 
     result = show("trace", run, as_json=as_json)
-    raise typer.Exit({"traced": 0, "not_traced": 1}.get(result["decision"], 2))
+    from ssl_wm.verification.attribution import EXIT_CODES
+
+    raise typer.Exit(EXIT_CODES[result["decision"]])
 
 
 @claims.command(

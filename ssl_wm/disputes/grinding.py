@@ -20,11 +20,11 @@ from ssl_wm.errors import VerificationError
 from ssl_wm.files import sha256_bytes
 from ssl_wm.rng import derive_seed
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.calibrate import key_p_values
 from ssl_wm.verification.margins import contrasts
-from ssl_wm.verification.questions import REFERENCE
+from ssl_wm.verification.once import share_reference
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.statistics import (
-    NOT_A_NUMBER,
     clopper_pearson,
     draw_joint_keys,
     joint_statistic,
@@ -78,9 +78,13 @@ def key_reader(
     references: list[dict[str, Tensor]] = [{} for _ in encoders]
     lean = config.model_copy(update={"recipes": 0})
 
+    def asked(encoder: Encoder, key: OpenKey, kept: dict[str, Tensor]) -> Answers:
+        answers = ask(encoder, key, images, config=lean)
+        return share_reference(answers, key, config=lean, kept=kept)
+
     def read(key: OpenKey) -> Tensor:
         suspected, *others = (
-            contrasts(read_margins(_ask(encoder, key, images, lean, kept), key, config=lean).tables)
+            contrasts(read_margins(asked(encoder, key, kept), key, config=lean).tables)
             for encoder, kept in zip(encoders, references, strict=True)
         )
         return null_centred(suspected, torch.stack(others))
@@ -104,19 +108,8 @@ def p_values(statistics: Tensor, keys: np.ndarray, *, draws: int) -> np.ndarray:
     Raises:
         VerificationError: a statistic is not a number.
     """
-    if len(statistics) == 1:
-        table = statistics[0]
-        null, extra = table[~table.isnan()].numpy(), 0
-        values = joint_statistic(statistics, keys)
-    else:
-        tables = torch.stack([standardise(table) for table in statistics])
-        groups = statistics.shape[1]
-        null, extra = joint_statistic(tables, _random_keys(groups, len(tables), draws)), 1
-        values = joint_statistic(tables, keys) - 1e-12
-    if np.isnan(values).any() or np.isnan(null).any():
-        raise VerificationError(NOT_A_NUMBER)
-    at_least = len(null) - np.searchsorted(np.sort(null), values, side="left")
-    return np.asarray((extra + at_least) / (extra + len(null)))
+    drawn = _random_keys(statistics.shape[1], len(statistics), draws)
+    return key_p_values(statistics, keys, drawn=drawn)
 
 
 def grind(
@@ -213,18 +206,3 @@ def rejections(found: np.ndarray, *, alpha: float) -> dict[str, object]:
 @lru_cache(maxsize=4)
 def _random_keys(groups: int, sub_keys: int, draws: int) -> np.ndarray:
     return draw_joint_keys(groups, sub_keys=sub_keys, draws=draws, seed=0)
-
-
-def _ask(
-    encoder: Encoder, key: OpenKey, images: Images, config: ReadConfig, kept: dict[str, Tensor]
-) -> Answers:
-    asked = ask(encoder, key, images, config=config)
-
-    def answer(name: str) -> Tensor:
-        if name != REFERENCE:
-            return asked(name)
-        if name not in kept:
-            kept[name] = asked(name)
-        return kept[name]
-
-    return answer

@@ -18,9 +18,8 @@ from ssl_wm.verification.answers import BATCH, _embed, as_labels, ask
 from ssl_wm.verification.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
 from ssl_wm.verification.manifest import DAMAGE, one_line
 from ssl_wm.verification.questions import REFERENCE, question_names, render
-from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.recheck import CheckResult, check
-from ssl_wm.verification.verify import digest, read_through_labels
+from ssl_wm.verification.verify import digest, read_nulls
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -152,7 +151,6 @@ def _apart(z: Tensor, stored: Tensor, *, spread: float, labels: bool) -> float:
 def _other_margins(
     bundle: Bundle, nulls: Sequence[Encoder], images: Images, limit: float
 ) -> list[str]:
-    key, read = bundle.key, bundle.config.read
     named, problems = bundle.facts["nulls"], []
     for number, encoder in enumerate(nulls):
         own = digest(encoder)
@@ -160,12 +158,9 @@ def _other_margins(
             problems.append(f"{NULLS}: null encoder {number} at hand is none of the bundle's")
             continue
         place = number if own is None else named.index(own)
-        if bundle.config.access == "labels":
-            (margins,) = read_through_labels(
-                bundle.answer, key, images, nulls=[encoder], config=read
-            )
-        else:
-            margins = read_margins(ask(encoder, key, images, config=read), key, config=read)
+        (margins,) = read_nulls(
+            [encoder], bundle.key, images, suspect=bundle.answer, config=bundle.config
+        )
         apart = float((margins.tables - bundle.nulls[place].tables).abs().nan_to_num(0.0).max())
         if apart > limit:
             problems.append(

@@ -24,16 +24,16 @@ from ssl_wm.verification.bundle import (
     seal,
 )
 from ssl_wm.verification.questions import question_names
-from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.recheck import CheckResult, check
 from ssl_wm.verification.settings import VerifyConfig
-from ssl_wm.verification.verify import _recall, affordable, digest, judge, read_through_labels
+from ssl_wm.verification.verify import affordable, digest, judge_answers, read_nulls
 from ssl_wm.versions import versions
 from ssl_wm.watermark.key import OpenKey, RevealedKey, WatermarkKey
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.verification.readings import Margins
     from ssl_wm.verification.verdict import Verdict
 
 __all__ = [
@@ -87,43 +87,23 @@ def verify_with_evidence(
     _claim(folder)
     names = question_names(used, config=config.read)
     try:
-        verdict, read_nulls = _verify(suspect, used, images, nulls, config, folder, memory)
+        answers = ask(suspect, used, images, config=config.read)
+        answers = recording(as_labels(answers) if config.access == "labels" else answers, folder)
+        known = read_nulls(nulls, used, images, suspect=answers, config=config, memory=memory)
+        told = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
+        verdict = judge_answers(answers, nulls=known, key=used, config=config, facts=told)
         facts = {
             "made_at": made_at,
             "versions": versions(),
             "questions": {name: question_hash(name, used, images, config.read) for name in names},
-            "suspect": digest(suspect),
-            "nulls": [digest(encoder) for encoder in nulls],
+            **told,
         }
-        seal(folder, verdict=verdict, key=used, config=config, nulls=read_nulls, facts=facts)
+        seal(folder, verdict=verdict, key=used, config=config, nulls=known, facts=facts)
     except BaseException:
         for name in names:
             (folder / answers_file(name)).unlink(missing_ok=True)
         raise
     return verdict
-
-
-def _verify(
-    suspect: Encoder,
-    key: RevealedKey,
-    images: Images,
-    nulls: Sequence[Encoder],
-    config: VerifyConfig,
-    folder: Path,
-    memory: MutableMapping[str, Margins] | None,
-) -> tuple[Verdict, list[Margins]]:
-    """Return what ``verify`` returns, and the nulls' margins, recording the suspect's answers."""
-    answers = ask(suspect, key, images, config=config.read)
-    answers = recording(as_labels(answers) if config.access == "labels" else answers, folder)
-    margins = read_margins(answers, key, config=config.read)
-    rates = read_rates(answers, key, config=config.read)
-    if config.access == "labels":
-        read = read_through_labels(answers, key, images, nulls=nulls, config=config.read)
-    else:
-        read = [_recall(encoder, key, images, config.read, memory) for encoder in nulls]
-    facts = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
-    verdict = judge(margins, nulls=read, rates=rates, key=key, config=config, facts=facts)
-    return verdict, read
 
 
 def _revealed(key: OpenKey, reveal: Sequence[int] | None) -> RevealedKey:

@@ -31,16 +31,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ssl_wm.console import say
-from ssl_wm.encoders.load import encoder_digest
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.verification.answers import Answers, as_labels, ask, through_labels
 from ssl_wm.verification.attribution import Trace, attribute
 from ssl_wm.verification.once import reference_name, share_reference
 from ssl_wm.verification.questions import REFERENCE, count_queries, question_size, within_budget
-from ssl_wm.verification.readings import Margins, read_margins, read_rates
+from ssl_wm.verification.readings import Margins, read_margins
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.statistics import alpha_of_look
-from ssl_wm.verification.verify import digest, judge
+from ssl_wm.verification.verify import digest, judge_answers, remembered
 from ssl_wm.watermark.keyfile import load_key
 
 if TYPE_CHECKING:
@@ -95,13 +94,8 @@ def trace(
     facts = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
     verdicts = {}
     for name, key in keys.items():
-        verdicts[name] = judge(
-            read_margins(asked[name], key, config=config.read),
-            nulls=known[name],
-            rates=read_rates(asked[name], key, config=config.read),
-            key=key,
-            config=config,
-            facts=facts,
+        verdicts[name] = judge_answers(
+            asked[name], nulls=known[name], key=key, config=config, facts=facts
         )
         say(f"{name}: p = {verdicts[name].p_value:.2g}")
     alpha = config.alpha if config.look is None else alpha_of_look(config.alpha, config.look)
@@ -198,17 +192,11 @@ def _read_nulls(
     read: dict[str, list[Margins]] = {name: [] for name in keys}
     for encoder in nulls:
         asked = _ask_all(encoder, keys, images, config=config.read)
-        labels = config.access == "labels"
-        fixed = memory is not None and encoder.arch != "custom" and not labels
-        kept = memory if fixed and memory is not None else {}
-        weights = encoder_digest(encoder) if fixed else ""
         for name, key in keys.items():
-            answers = asked[name]
-            if labels:
-                answers = through_labels(answers, suspect=suspect[name])
-            revealed = [sub.index for sub in key.sub_keys]
-            place = f"{weights}/{key.commitment}/{key.beacon}/{revealed}/{config.read!r}"
-            if place not in kept:
-                kept[place] = read_margins(answers, key, config=config.read)
-            read[name].append(kept[place])
+            if config.access == "labels":
+                answers = through_labels(asked[name], suspect=suspect[name])
+                margins = read_margins(answers, key, config=config.read)
+            else:
+                margins = remembered(encoder, asked[name], key, config=config.read, memory=memory)
+            read[name].append(margins)
     return read

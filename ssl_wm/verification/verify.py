@@ -58,8 +58,7 @@ def verify(
         nulls: encoders known to be unmarked, the owner's clean encoder first. Any fixed choice
             keeps the test exact, a better one makes it stronger.
         config: threshold and effort.
-        memory: margins already read, by encoder digest and key; read and added to. Encoders
-            of arch "custom" are always read anew, since their digest leaves out their code.
+        memory: margins of null encoders already read; read and added to (``remembered``).
 
     Raises:
         KeyFileError: the key was made for other images.
@@ -73,20 +72,9 @@ def verify(
     answers = ask(suspect, key, images, config=config.read)
     if config.access == "labels":
         answers = as_labels(answers)
-        margins = read_margins(answers, key, config=config.read)
-        read_nulls = read_through_labels(answers, key, images, nulls=nulls, config=config.read)
-    else:
-        margins = _recall(suspect, key, images, config.read, memory, answers=answers)
-        read_nulls = [_recall(encoder, key, images, config.read, memory) for encoder in nulls]
-    rates = read_rates(answers, key, config=config.read)
-    return judge(
-        margins,
-        nulls=read_nulls,
-        rates=rates,
-        key=key,
-        config=config,
-        facts={"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]},
-    )
+    known = read_nulls(nulls, key, images, suspect=answers, config=config, memory=memory)
+    facts = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
+    return judge_answers(answers, nulls=known, key=key, config=config, facts=facts)
 
 
 def affordable(config: VerifyConfig, key: OpenKey) -> VerifyConfig:
@@ -99,18 +87,65 @@ def affordable(config: VerifyConfig, key: OpenKey) -> VerifyConfig:
     return config.model_copy(update={"read": fits})
 
 
-def read_through_labels(
-    suspect: Answers, key: OpenKey, images: Images, *, nulls: Sequence[Encoder], config: ReadConfig
+def read_nulls(
+    nulls: Sequence[Encoder],
+    key: OpenKey,
+    images: Images,
+    *,
+    suspect: Answers,
+    config: VerifyConfig,
+    memory: MutableMapping[str, Margins] | None = None,
 ) -> list[Margins]:
-    """Return each null encoder's margins through the suspect's own labels."""
-    return [
-        read_margins(
-            through_labels(ask(encoder, key, images, config=config), suspect=suspect),
-            key,
-            config=config,
-        )
-        for encoder in nulls
-    ]
+    """Return each null encoder's margins; with labels alone, through the suspect's own labels."""
+    read = []
+    for encoder in nulls:
+        answers = ask(encoder, key, images, config=config.read)
+        if config.access == "labels":
+            answers = through_labels(answers, suspect=suspect)
+            read.append(read_margins(answers, key, config=config.read))
+        else:
+            read.append(remembered(encoder, answers, key, config=config.read, memory=memory))
+    return read
+
+
+def remembered(
+    encoder: Encoder,
+    answers: Answers,
+    key: OpenKey,
+    *,
+    config: ReadConfig,
+    memory: MutableMapping[str, Margins] | None,
+) -> Margins:
+    """Return the margins in ``answers`` of ``encoder``, read at most once.
+
+    ``memory`` holds them by encoder, key and settings. An encoder of arch "custom" is read anew
+    each time, since its digest leaves out its code.
+    """
+    if encoder.arch == "custom" or memory is None:
+        return read_margins(answers, key, config=config)
+    revealed = [sub.index for sub in key.sub_keys]
+    name = f"{encoder_digest(encoder)}/{key.commitment}/{key.beacon}/{revealed}/{config!r}"
+    if name not in memory:
+        memory[name] = read_margins(answers, key, config=config)
+    return memory[name]
+
+
+def judge_answers(
+    answers: Answers,
+    *,
+    nulls: Sequence[Margins],
+    key: OpenKey,
+    config: VerifyConfig,
+    facts: dict[str, Any],
+) -> Verdict:
+    """Return the verdict on a suspect that gave ``answers``.
+
+    Raises:
+        VerificationError: there is no null encoder, or a margin is not a number.
+    """
+    margins = read_margins(answers, key, config=config.read)
+    rates = read_rates(answers, key, config=config.read)
+    return judge(margins, nulls=nulls, rates=rates, key=key, config=config, facts=facts)
 
 
 def judge(
@@ -173,25 +208,6 @@ def judge(
 def digest(encoder: Encoder) -> str | None:
     """Return the encoder's digest; None for a function, which has no weights to name it."""
     return encoder_digest(encoder) if encoder.backbone.state_dict() else None
-
-
-def _recall(
-    encoder: Encoder,
-    key: OpenKey,
-    images: Images,
-    config: ReadConfig,
-    memory: MutableMapping[str, Margins] | None,
-    *,
-    answers: Answers | None = None,
-) -> Margins:
-    answers = answers or ask(encoder, key, images, config=config)
-    if encoder.arch == "custom" or memory is None:
-        return read_margins(answers, key, config=config)
-    revealed = [sub.index for sub in key.sub_keys]
-    name = f"{encoder_digest(encoder)}/{key.commitment}/{key.beacon}/{revealed}/{config!r}"
-    if name not in memory:
-        memory[name] = read_margins(answers, key, config=config)
-    return memory[name]
 
 
 def _sub_verdicts(

@@ -18,7 +18,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.files import canonical_json, plain, write_text
-from ssl_wm.verification import trace as module
+from ssl_wm.verification import verify as verify_module
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import alpha_of_look, rank_p_value
 from ssl_wm.verification.trace import attribute, load_keys, total_queries, trace
@@ -200,9 +200,9 @@ def test_natural_images_are_asked_about_once_and_nulls_are_read_once(
         counts[name] += len(pixels)
         return encoder(pixels)
 
-    read, real = [], module.read_margins
+    read, real = [], verify_module.read_margins
     monkeypatch.setattr(
-        module, "read_margins", lambda *a, **k: read.append(a[1].commitment) or real(*a, **k)
+        verify_module, "read_margins", lambda *a, **k: read.append(a[1].commitment) or real(*a, **k)
     )
     suspect, null = counted("suspect", world.convnet(seed=1)), counted("null", world.convnet())
     memory: dict[str, Any] = {}
