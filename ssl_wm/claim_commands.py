@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ssl_wm.calibration import calibrate as calibration
 from ssl_wm.commands import open_chosen
 from ssl_wm.config import Settings
 from ssl_wm.console import say
@@ -14,13 +15,12 @@ from ssl_wm.data.sources import Images, open_images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.errors import ConfigError
+from ssl_wm.evidence import record as bundles
 from ssl_wm.files import claim_file, claim_folder, write_text
 from ssl_wm.nulls import make_nulls, null_folders
 from ssl_wm.outputs import Out
 from ssl_wm.report.calibration import write_calibration
 from ssl_wm.report.evidence import render_evidence
-from ssl_wm.verification import calibrate as calibration
-from ssl_wm.verification import evidence as bundles
 from ssl_wm.verification import trace as tracing
 from ssl_wm.verification.questions import count_queries
 from ssl_wm.verification.verify import affordable

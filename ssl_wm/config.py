@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ssl_wm.calibration.calibrate import CalibrateConfig
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.nulls import NullsConfig
 from ssl_wm.training.pretrain import PretrainConfig
-from ssl_wm.verification.calibrate import CalibrateConfig
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.watermark.embed import WatermarkConfig
 

@@ -107,11 +107,19 @@ def test_a_thief_does_not_know_the_key(thief):
             assert not bad, f"{name} leads to {sorted(bad)}"
 
 
-def test_verification_does_not_train():
+@pytest.mark.parametrize("stage", ["verification", "evidence", "calibration"])
+def test_who_judges_does_not_train(stage):
     for name in modules():
-        if name.startswith("ssl_wm.verification"):
+        if name.startswith(f"ssl_wm.{stage}"):
             bad = {each for each in reached(name) if each.startswith("ssl_wm.training")}
             assert not bad, f"{name} leads to {sorted(bad)}"
+
+
+def test_verification_needs_neither_its_evidence_nor_its_calibration():
+    for name in modules():
+        if name.startswith("ssl_wm.verification"):
+            above = ("ssl_wm.evidence", "ssl_wm.calibration")
+            assert not [each for each in reached(name) if each.startswith(above)], name
 
 
 def test_disputes_come_last_of_all_stages():

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_wm.calibration.calibrate import key_p_values
 from ssl_wm.errors import VerificationError
 from ssl_wm.files import sha256_bytes
 from ssl_wm.rng import derive_seed
 from ssl_wm.verification.answers import ask
-from ssl_wm.verification.calibrate import key_p_values
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.once import share_reference
 from ssl_wm.verification.readings import read_margins

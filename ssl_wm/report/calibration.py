@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ssl_wm.verification.calibration import Calibration
+    from ssl_wm.calibration.outcome import Calibration
 
 HEIGHT = 4.4
 _BAND, _POINTS = "#cfe3f1", 400

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_wm.errors import VerificationError
+from ssl_wm.evidence.check import CheckResult, check
 from ssl_wm.report.html import _inline
 from ssl_wm.report.shown import NullPlot
 from ssl_wm.report.tables import setting_rows, sub_key_rows
@@ -21,12 +22,11 @@ from ssl_wm.report.words import (
     percent,
     printable,
 )
-from ssl_wm.verification.recheck import CheckResult, check
 from ssl_wm.watermark.mixers import describe_mixer
 
 if TYPE_CHECKING:
+    from ssl_wm.evidence.bundle import Bundle
     from ssl_wm.report.shown import Gallery
-    from ssl_wm.verification.bundle import Bundle
     from ssl_wm.verification.verdict import Verdict
     from ssl_wm.watermark.key import SubKey
 

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from scipy.stats import binom
 
+from ssl_wm.calibration.naive import NAIVE
+from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.errors import OutputError
 from ssl_wm.report.calibration import (
     band,
@@ -21,8 +23,6 @@ from ssl_wm.report.calibration import (
     svg,
     write_calibration,
 )
-from ssl_wm.verification.calibration import Calibration
-from ssl_wm.verification.naive import NAIVE
 
 HOSTILE = ("=cmd()", 'a,"b"\n', "<script>&", "$\\frac{", "猫")
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from ssl_wm.errors import VerificationError
+from ssl_wm.evidence.record import check, verify_with_evidence
 from ssl_wm.report import Gallery
 from ssl_wm.report.evidence import recipe_text, render_evidence
 from ssl_wm.report.words import DECISIONS, p_text
-from ssl_wm.verification.evidence import check, verify_with_evidence
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.watermark.mixers import CropPaste, PixelMerge, Stripes
 

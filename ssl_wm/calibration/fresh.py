@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_wm.calibration.naive import all_margins
 from ssl_wm.console import say
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.margins import directions
-from ssl_wm.verification.naive import all_margins
 from ssl_wm.verification.once import once, share_reference
 from ssl_wm.verification.readings import read_margins, read_space
 from ssl_wm.verification.verify import digest

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.errors import SslWmError, VerificationError
+from ssl_wm.evidence.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
+from ssl_wm.evidence.check import CheckResult, check
+from ssl_wm.evidence.manifest import DAMAGE, one_line
 from ssl_wm.rng import torch_stream
 from ssl_wm.verification.answers import BATCH, _embed, as_labels, ask
-from ssl_wm.verification.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
-from ssl_wm.verification.manifest import DAMAGE, one_line
 from ssl_wm.verification.questions import REFERENCE, question_names, render
-from ssl_wm.verification.recheck import CheckResult, check
 from ssl_wm.verification.verify import digest, read_nulls
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from ssl_wm.errors import (
     SslWmError,
     VerificationError,
 )
-from ssl_wm.verification.evidence import (
+from ssl_wm.evidence.record import (
     check,
     check_against,
 )

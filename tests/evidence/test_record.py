@@ -20,9 +20,8 @@ from ssl_wm.errors import (
     OutputError,
     VerificationError,
 )
-from ssl_wm.files import read_tensors
-from ssl_wm.verification.bundle import question_hash
-from ssl_wm.verification.evidence import (
+from ssl_wm.evidence.bundle import question_hash
+from ssl_wm.evidence.record import (
     check,
     check_against,
     load,
@@ -30,6 +29,7 @@ from ssl_wm.verification.evidence import (
     seal,
     verify_with_evidence,
 )
+from ssl_wm.files import read_tensors
 from ssl_wm.verification.questions import question_names, render
 from ssl_wm.verification.verify import verify
 

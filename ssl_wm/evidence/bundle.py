@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ssl_wm.encoders.properties import tensor_bytes
 from ssl_wm.errors import OutputError, VerificationError
+from ssl_wm.evidence.manifest import MANIFEST, changes, naming, read_manifest, write_manifest
 from ssl_wm.files import (
     canonical_json,
     read_json,
@@ -32,7 +33,6 @@ from ssl_wm.files import (
     write_json,
     write_tensors,
 )
-from ssl_wm.verification.manifest import MANIFEST, changes, naming, read_manifest, write_manifest
 from ssl_wm.verification.questions import question_names, question_size, render
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import VerifyConfig

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ssl_wm.calibration.naive import NAIVE
 from ssl_wm.errors import VerificationError
-from ssl_wm.verification.naive import NAIVE
 from ssl_wm.verification.statistics import clopper_pearson
 
 

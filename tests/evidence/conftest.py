@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssl_wm.verification.evidence import verify_with_evidence
-from ssl_wm.verification.manifest import write_manifest
+from ssl_wm.evidence.manifest import write_manifest
+from ssl_wm.evidence.record import verify_with_evidence
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 
 

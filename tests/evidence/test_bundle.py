@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from ssl_wm.errors import (
     VerificationError,
 )
-from ssl_wm.verification.evidence import (
+from ssl_wm.evidence.manifest import changes
+from ssl_wm.evidence.record import (
     check,
     load,
 )
-from ssl_wm.verification.manifest import changes
 
 NAMES = (
     "facts.json", "key.json", "manifest.json", "nulls.safetensors", "settings.json",

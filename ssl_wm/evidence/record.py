@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssl_wm.errors import ConfigError, OutputError, VerificationError
-from ssl_wm.files import claim_folder
-from ssl_wm.verification.against import check_against
-from ssl_wm.verification.answers import as_labels, ask
-from ssl_wm.verification.bundle import (
+from ssl_wm.evidence.against import check_against
+from ssl_wm.evidence.bundle import (
     Bundle,
     answers_file,
     load,
@@ -23,8 +21,10 @@ from ssl_wm.verification.bundle import (
     recording,
     seal,
 )
+from ssl_wm.evidence.check import CheckResult, check
+from ssl_wm.files import claim_folder
+from ssl_wm.verification.answers import as_labels, ask
 from ssl_wm.verification.questions import question_names
-from ssl_wm.verification.recheck import CheckResult, check
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.verify import affordable, digest, judge_answers, read_nulls
 from ssl_wm.versions import versions

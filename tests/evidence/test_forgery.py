@@ -10,14 +10,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ssl_wm.files import pack_tensors, read_tensors
-from ssl_wm.verification import recheck
-from ssl_wm.verification.bundle import answers_file
-from ssl_wm.verification.evidence import (
+from ssl_wm.evidence import check as recheck
+from ssl_wm.evidence.bundle import answers_file
+from ssl_wm.evidence.manifest import changes
+from ssl_wm.evidence.record import (
     check,
     verify_with_evidence,
 )
-from ssl_wm.verification.manifest import changes
+from ssl_wm.files import pack_tensors, read_tensors
 
 TENSORS = ("nulls.safetensors", "suspect-fresh-0.safetensors", "suspect-pairs-0.safetensors")
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)

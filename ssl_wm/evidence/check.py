@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_wm.evidence.bundle import VERDICT, Bundle, open_bundle
+from ssl_wm.evidence.manifest import DAMAGE, changes, one_line
 from ssl_wm.files import plain
-from ssl_wm.verification.bundle import VERDICT, Bundle, open_bundle
-from ssl_wm.verification.manifest import DAMAGE, changes, one_line
 from ssl_wm.verification.readings import read_margins, read_rates
 from ssl_wm.verification.verify import judge
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import beta, ttest_1samp
 from torch import Tensor
 
+from ssl_wm.calibration import calibrate as module
+from ssl_wm.calibration.calibrate import CalibrateConfig, calibrate, key_p_values
+from ssl_wm.calibration.fresh import fresh_key, fresh_triples
+from ssl_wm.calibration.naive import NAIVE, all_margins, bootstrap, of_triples, t_test
+from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.files import canonical_json, plain
-from ssl_wm.verification import calibrate as module
-from ssl_wm.verification.calibrate import CalibrateConfig, calibrate, key_p_values
-from ssl_wm.verification.calibration import Calibration
-from ssl_wm.verification.fresh import fresh_key, fresh_triples
-from ssl_wm.verification.naive import NAIVE, all_margins, bootstrap, of_triples, t_test
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys, joint_p_value, rank_p_value, standardise
 from ssl_wm.verification.verify import verify

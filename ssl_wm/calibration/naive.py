@@ -3,7 +3,7 @@
 Each takes the composites of one key in one suspect for a sample and asks whether they lie
 nearer to the target than in the clean encoder. What it leaves out is that *another encoder*
 moves all composites together: the composites are no independent witnesses, however many there
-are. ``ssl_wm.verification.calibrate`` measures what follows.
+are. ``ssl_wm.calibration.calibrate`` measures what follows.
 """
 
 from __future__ import annotations

@@ -24,10 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from ssl_wm.console import say
-from ssl_wm.errors import VerificationError
-from ssl_wm.verification.calibration import Calibration
-from ssl_wm.verification.fresh import (
+from ssl_wm.calibration.fresh import (
     Reading,
     Reference,
     fresh_key,
@@ -37,8 +34,11 @@ from ssl_wm.verification.fresh import (
     read_nulls,
     without,
 )
+from ssl_wm.calibration.naive import NAIVE, WSR_THRESHOLD, bootstrap, of_triples, t_test
+from ssl_wm.calibration.outcome import Calibration
+from ssl_wm.console import say
+from ssl_wm.errors import VerificationError
 from ssl_wm.verification.margins import contrasts
-from ssl_wm.verification.naive import NAIVE, WSR_THRESHOLD, bootstrap, of_triples, t_test
 from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.verification.statistics import (
     NOT_A_NUMBER,

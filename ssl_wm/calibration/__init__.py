@@ -1,0 +1,1 @@
+"""Calibration: how often innocent encoders are accused, measured with fresh keys."""

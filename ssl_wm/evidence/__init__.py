@@ -1,0 +1,1 @@
+"""Evidence: a verdict with all that it rests on, sealed, and checked by others."""
