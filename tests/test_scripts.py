@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_wm.cli import main
 from ssl_wm.encoders.load import build_encoder, read_facts, save_encoder
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -65,11 +66,30 @@ def test_a_population_is_trained_once_and_half_of_it_are_copies(monkeypatch, tmp
     assert dates[0] == dates[1]
 
 
+def test_statistics_are_compared_for_each_suspect(monkeypatch, tmp_path, capsys):
+    clean, key = tmp_path / "clean", tmp_path / "owner.key"
+    save_encoder(build_encoder("convnet-xs", seed=1), clean)
+    save_encoder(build_encoder("convnet-xs", seed=2), tmp_path / "other")
+    with pytest.raises(SystemExit) as ended:
+        main(["keygen", "--encoder", str(clean), "--images", "digits", "--clusters", "8",
+              "--sub-keys", "2", "--out", str(key)])  # fmt: skip
+    assert ended.value.code == 0
+    capsys.readouterr()
+    words = ["compare_statistics.py", "--images", "digits", "--key", str(key), "--per-pair", "8",
+             "--draws", "999", "--null", str(clean), str(tmp_path / "other"), str(clean)]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    runpy.run_path(str(SCRIPTS / "compare_statistics.py"), run_name="__main__")
+    other, itself = capsys.readouterr().out.splitlines()[2:]
+    assert other.startswith("|other|")
+    assert itself == "|clean|" + "|".join(["336, 336: 1.0e+00"] * 4) + "|"
+
+
 def test_there_is_no_script_without_a_test():
     elsewhere = [
         "results_table.py",  # tests/test_benchmark.py
         "ambiguity.py", "false_claim.py",  # tests/disputes
-        "train_population.py",
+        "train_population.py", "compare_statistics.py",
+        "bench_serve.py",  # tests/encoders/test_bench_serve.py
     ]  # fmt: skip
     assert sorted(path.name for path in SCRIPTS.glob("*.py")) == sorted(
         [*(f"{verb}_encoder.py" for verb in VERBS), *elsewhere]

@@ -1,0 +1,77 @@
+"""Rank the same key by four functions of the same tables, as a Markdown table.
+
+    python scripts/compare_statistics.py --images digits --key owner.key --null clean marked stolen
+
+The margin; the margin minus its target's mean over pairs; minus its pair's mean over targets (the
+contrast, which verify uses); minus both. Ranks of the sub-keys among all keys, then the joint p.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_wm.data.sources import open_images
+from ssl_wm.encoders.load import load_encoder
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.readings import read_margins
+from ssl_wm.verification.settings import ReadConfig
+from ssl_wm.verification.statistics import joint_p_value, rank_p_value, standardise
+from ssl_wm.watermark.keyfile import load_key
+
+
+def off_target(tables: Tensor) -> Tensor:
+    """Return tables (S, G, G, G) minus each target's mean over pairs."""
+    flat = tables.flatten(1, 2)
+    return (flat - flat.nanmean(dim=1, keepdim=True)).view_as(tables)
+
+
+FUNCTIONS = {
+    "margin": lambda tables: tables,
+    "minus the target's mean": off_target,
+    "minus the pair's mean (contrast)": contrasts,
+    "minus both": lambda tables: contrasts(off_target(tables)),
+}
+
+
+def main() -> None:
+    """Read the options, then each encoder, and print one row for it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", required=True, metavar="SPEC")
+    parser.add_argument("--key", required=True, type=Path, metavar="FILE")
+    parser.add_argument("--null", required=True, metavar="SPEC")
+    parser.add_argument("--per-pair", type=int, default=64, metavar="N")
+    parser.add_argument("--draws", type=int, default=9_999_999, metavar="N")
+    parser.add_argument("suspects", nargs="+", metavar="SUSPECT")
+    told = parser.parse_args()
+    key, images = load_key(told.key), open_images(told.images)
+    config = ReadConfig(per_pair=told.per_pair, recipes=0, precision="bfloat16")
+
+    def tables(spec: str) -> Tensor:
+        asked = ask(load_encoder(spec), key, images, config=config)
+        return read_margins(asked, key, config=config).tables
+
+    null = tables(told.null)
+    triples = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
+    print("|".join(["", "encoder", *FUNCTIONS, ""]), "|".join(["", *["---"] * 5, ""]), sep="\n")
+    for suspect in told.suspects:
+        apart, cells = tables(suspect) - null, [Path(suspect).name]
+        for function in FUNCTIONS.values():
+            values = function(apart)
+            ranks = [
+                rank_p_value(table, (a, b, t))[1]
+                for table, (a, b, t) in zip(values, triples.tolist(), strict=True)
+            ]
+            units = torch.stack([standardise(table) for table in values])
+            p_value, _ = joint_p_value(units, triples, draws=told.draws, seed=0)
+            cells.append(f"{', '.join(f'{rank:,}' for rank in ranks)}: {p_value:.1e}")
+        print("|".join(["", *cells, ""]))
+
+
+if __name__ == "__main__":
+    main()
