@@ -16,6 +16,8 @@ import typer
 import ssl_wm
 from ssl_wm import options as o
 from ssl_wm.cli_claims import claims
+from ssl_wm.cli_serve import serving
+from ssl_wm.cli_thief import thief
 from ssl_wm.terminal import NAME, run_app, show
 
 app = typer.Typer(
@@ -24,7 +26,9 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+app.add_typer(thief)
 app.add_typer(claims)
+app.add_typer(serving)
 
 
 @app.callback(invoke_without_command=True)
@@ -153,39 +157,6 @@ def watermark(
         )
 
     show("watermark", run, as_json=as_json)
-
-
-@app.command(epilog="Example: ssl-wm steal --victim marked --images digits --out stolen")
-def steal(
-    victim: o.VictimSpec,
-    out: o.Out,
-    images: o.ImagesSpec = None,
-    attack: o.Attack = None,
-    budget: o.Budget = None,
-    arch: o.ThiefArch = None,
-    epochs: o.Epochs = None,
-    seed: o.Seed = None,
-    resume: o.Resume = False,
-    overwrite: o.Overwrite = False,
-    config: o.ConfigFile = None,
-    size: o.Size = None,
-    limit: o.Limit = None,
-    download: o.Download = None,
-    as_json: o.Json = False,
-) -> None:
-    """Play the thief: query an encoder with images and train a copy on its answers."""
-    flags = {
-        "steal.attack": attack, "steal.budget": budget, "steal.arch": arch,
-        "steal.fit.epochs": epochs, "steal.seed": seed,
-    } | o.image_flags(images, size, limit, download)  # fmt: skip
-
-    def run() -> dict[str, Any]:
-        from ssl_wm import commands
-
-        place = commands.Out(out, resume=resume, overwrite=overwrite)
-        return commands.steal(o.read_settings(config, flags), victim=victim, out=place)
-
-    show("steal", run, as_json=as_json)
 
 
 @app.command(epilog="Example: ssl-wm probe --encoder clean --images digits")

@@ -148,7 +148,7 @@ def test_a_data_set_that_is_not_there(call, made, monkeypatch, tmp_path):
         ("torchvision/resnet81?random", "unknown torchvision model 'resnet81'"),
         ("./nothing/here", "no such file or folder"),
         ("convnet-s?sed=3", "did you mean 'seed'?"),
-        ("http://example.org/embed", "remote"),
+        ("http://user:secret@example.org/embed", "no user or password"),
         ("", "empty"),
     ],
 )

@@ -9,6 +9,7 @@ A spec is one of
 - any of these with ``+D`` after its name, a linear projection to D: ``convnet-s+512``;
 - a folder that ``save_encoder`` wrote;
 - a weights file with its architecture: ``run/last.pth?arch=timm/resnet18``;
+- the address of a service, ``http://host:8000#cache=answers`` (``remote.py``);
 - in Python also a module or a function from images (B, 3, H, W) in [0, 1] to (B, D).
 
 Names win over files: write ``./convnet-s`` for a folder of that name.
@@ -138,10 +139,9 @@ def _from_text(text: str | Path, *, arch: str | nn.Module | None) -> Encoder:
     if not text.strip():
         raise EncoderError("the encoder spec is empty; name an architecture, a folder or a file")
     if text.startswith(("http://", "https://")):
-        raise EncoderError(
-            f"'{text}' is a remote encoder, and this version has none; load a file, or give "
-            "load_encoder a Python function that asks the service"
-        )
+        if arch is not None:
+            raise EncoderError(f"arch= goes with a weights file; '{text}' is a remote encoder")
+        return _from_service(text)
     whole = Path(os.path.expanduser(text))
     if os.path.exists(whole) and not is_architecture(text):
         return _from_path(whole, Spec(text), arch=arch)
@@ -158,6 +158,18 @@ def _from_text(text: str | Path, *, arch: str | nn.Module | None) -> Encoder:
         made = {"stage": "random weights", "seed": seed}
         return Encoder(backbone, arch=name, preprocessing=own, made=made)
     return load_pretrained(spec)
+
+
+def _from_service(text: str) -> Encoder:
+    try:
+        from ssl_wm.encoders.remote import open_remote
+    except ModuleNotFoundError as error:
+        if error.name != "httpx":
+            raise
+        raise EncoderError(
+            "a remote encoder needs httpx; install it with: pip install 'ssl-wm[remote]'"
+        ) from error
+    return open_remote(text)
 
 
 def _from_path(path: Path, spec: Spec, *, arch: str | nn.Module | None) -> Encoder:

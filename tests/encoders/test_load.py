@@ -57,8 +57,8 @@ def test_what_is_no_encoder_is_named(thing):
     [
         ("", "empty"),
         ("  ", "empty"),
-        ("http://host/encoder", "remote encoder"),
-        ("https://host/encoder?key=1", "remote encoder"),
+        ("http://user:secret@host/encoder", "no user or password"),
+        ("https:///encoder", "http://HOST:PORT"),
         ("no/such/folder", "no such file or folder"),
         ("weights.pt", "no such file or folder"),
         ("weights.safetensors?arch=convnet-s", "no such file or folder"),
