@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ssl_wm.benchmark import run_benchmark
 from ssl_wm.config import Settings
+from ssl_wm.console import say
 from ssl_wm.data.sources import Images, open_images
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction import steal as theft
-from ssl_wm.files import claim_file, read_json
+from ssl_wm.files import claim_file, plain, read_json
 from ssl_wm.outputs import Out
 from ssl_wm.story import BenchConfig
 from ssl_wm.training import pretrain as pretraining
@@ -25,7 +27,8 @@ from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.keyfile import load_key, save_commitment, save_key
 
 __all__ = [
-    "Out", "add_beacon", "bench", "keygen", "pretrain", "probe", "steal", "versions", "watermark",
+    "Out", "add_beacon", "bench", "keygen", "pretrain", "probe", "quote", "steal", "versions",
+    "watermark",
 ]  # fmt: skip
 Result = dict[str, Any]
 
@@ -145,22 +148,56 @@ def watermark(settings: Settings, *, encoder: str, key: Path, out: Out) -> Resul
     return {**out.result(), "method": settings.watermark.method, "key": secret.commitment}
 
 
-def steal(settings: Settings, *, victim: str, out: Out) -> Result:
+def steal(
+    settings: Settings, *, victim: str, out: Out, price: float | None = None,
+    rate: float | None = None,
+) -> Result:  # fmt: skip
     """Copy an encoder by querying it, into ``out``; the answers and the ledger stay there.
+
+    With a ``price`` of 1,000 images or a ``rate`` in images a second, the cost is told first.
 
     Raises:
         SslWmError: bad settings, images, encoder or folder.
     """
     out.check()
     asked, images = load_encoder(victim), open_chosen(settings)
+    told = theft.quote(settings.steal, pool=len(images.train), price=price, rate=rate)
     folder = out.claim(inputs=[victim, images.spec])
-    facts = {"victim": encoder_digest(asked)}
+    # A service or a function has no weights: its spec stands for it.
+    facts = {"victim": encoder_digest(asked) if asked.backbone.state_dict() else victim}
     if not out.begin("steal", settings=settings.steal, images=images, **facts):
+        if price is not None or rate is not None:
+            say(quoted(told))
         with out.running():
             stolen = theft.steal(asked, images=images.train, config=settings.steal, folder=folder)
         out.keep(stolen.surrogate)
     calls = read_json(folder / "ledger.json", what="ledger")["calls"]
+    if price is not None:
+        calls = {**calls, "cost": round(calls["billed"] * price / 1000, 6)}
     return {**out.result(), "attack": settings.steal.attack, "queries": calls}
+
+
+def quote(settings: Settings, *, price: float | None = None, rate: float | None = None) -> Result:
+    """Return what the theft in ``settings`` costs; nothing is sent or written.
+
+    Raises:
+        SslWmError: bad settings or images.
+    """
+    pool = len(open_chosen(settings).train)
+    told = theft.quote(settings.steal, pool=pool, price=price, rate=rate)
+    return {"attack": settings.steal.attack, "pool": pool, "quote": plain(asdict(told))}
+
+
+def quoted(told: theft.Quote) -> str:
+    """Return a quote in words."""
+    words = [f"{told.billed} images will be sent"]
+    if told.repeated:
+        words.append(f"{told.repeated} of them again")
+    if told.cost is not None:
+        words.append(f"price {told.cost:g}")
+    if told.seconds is not None:
+        words.append(f"at least {told.seconds:.0f} s of queries")
+    return ", ".join(words)
 
 
 def probe(settings: Settings, *, encoder: str) -> Result:

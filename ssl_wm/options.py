@@ -85,13 +85,6 @@ Arch = Annotated[
         help="Architecture: convnet-s, resnet18-cifar, timm/<name>, torchvision/<name>, ...",
     ),
 ]  # fmt: skip
-ThiefArch = Annotated[
-    str | None,
-    typer.Option(
-        "--arch", metavar="SPEC", show_default=False,
-        help="The copy's architecture, the thief's own choice; the default is convnet-s.",
-    ),
-]  # fmt: skip
 Objective = Annotated[
     str | None,
     typer.Option(
@@ -109,9 +102,6 @@ CleanSpec = Annotated[
         help="Your clean encoder; clusters of its embeddings become the key's groups.",
     ),
 ]  # fmt: skip
-VictimSpec = Annotated[
-    str, typer.Option("--victim", metavar="SPEC", help=f"The encoder to copy: {ENCODER_HELP}.")
-]
 SuspectSpec = Annotated[
     str, typer.Option("--suspect", metavar="SPEC", help=f"The encoder to judge: {ENCODER_HELP}.")
 ]
@@ -154,20 +144,6 @@ Method = Annotated[
     typer.Option(
         "--method", metavar="NAME", show_default=False,
         help="move-target (the default) or mea-defender.",
-    ),
-]  # fmt: skip
-Attack = Annotated[
-    str | None,
-    typer.Option(
-        "--attack", metavar="NAME", show_default=False,
-        help="cosine (the default), mse, stolen-encoder or cont-steal.",
-    ),
-]  # fmt: skip
-Budget = Annotated[
-    int | None,
-    typer.Option(
-        "--budget", metavar="N", show_default=False,
-        help="Images to query; without it every training image is sent once.",
     ),
 ]  # fmt: skip
 Alpha = Annotated[

@@ -1,88 +1,47 @@
-"""Steal an encoder: query once, then fit a surrogate to the answers."""
+"""Steal an encoder: query it, then fit a surrogate to the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ssl_wm.data.order import batch_indices, whole_batches
-from ssl_wm.data.views import ViewConfig, augment
+from ssl_wm.encoders.backbones import Projected
+from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.encoders.load import build_encoder, width_of
-from ssl_wm.encoders.properties import tensor_bytes
+from ssl_wm.encoders.load import build_encoder, load_encoder, width_of
+from ssl_wm.encoders.properties import encoder_digest, tensor_bytes
 from ssl_wm.encoders.zoo import with_width
-from ssl_wm.errors import choose
-from ssl_wm.extraction.losses import cont_steal, cosine, mse, normalised_distance
-from ssl_wm.extraction.queries import TransferSet, query, save_transfer_set
-from ssl_wm.extraction.selection import select_random
+from ssl_wm.extraction.attacks import ATTACKS, COLOUR, MILD, STRONG, Attack
+from ssl_wm.extraction.countermeasures import denoise
+from ssl_wm.extraction.fitting import LiveAnswers, StealTask
+from ssl_wm.extraction.pool import QueryPool, Views, paste_windows
+from ssl_wm.extraction.queries import (
+    Ledger,
+    TransferSet,
+    claim,
+    load_transfer_set,
+    query,
+    save_transfer_set,
+)
+from ssl_wm.extraction.rounds import FOLDER, ask_in_rounds
+from ssl_wm.extraction.selection import select
+from ssl_wm.extraction.settings import Plan, Quote, StealConfig, checked_attack, plan, quote
 from ssl_wm.files import sha256_bytes
-from ssl_wm.rng import derive_seed, torch_stream
-from ssl_wm.training.loop import Batch, FitConfig, Task, fit
+from ssl_wm.rng import derive_seed
+from ssl_wm.training.loop import fit
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
-MILD = ViewConfig(crop=0.5, min_scale=0.6, jitter=0.0, grey=0.0)
-COLOUR = ViewConfig(min_scale=1.0)
-STRONG = ViewConfig()
-
-
-@dataclass(frozen=True)
-class Attack:
-    """One published attack: ``plain * loss(g(x), f(x)) + viewed * loss(g(a(x)), f(x))``.
-
-    Only the surrogate sees the augmented view a(x), so each image is queried once.
-
-    Attributes:
-        loss: of the surrogate's embeddings and the answers.
-        views: the augmentation a.
-        plain: weight of the loss on the image itself.
-        viewed: weight of the loss on its view.
-    """
-
-    loss: Callable[[Tensor, Tensor], Tensor]
-    views: ViewConfig = MILD
-    plain: float = 0.0
-    viewed: float = 1.0
-
-
-ATTACKS: dict[str, Attack] = {
-    "mse": Attack(mse),
-    "cosine": Attack(cosine),
-    "stolen-encoder": Attack(normalised_distance, views=COLOUR, plain=1.0, viewed=20.0),
-    "cont-steal": Attack(cont_steal, views=STRONG),
-}
-
-
-class StealConfig(BaseModel):
-    """How an encoder is stolen.
-
-    Attributes:
-        attack: a name in ``ATTACKS``.
-        arch: the surrogate's architecture; the victim's is unknown to a thief, so it is his
-            own choice. Another width is fitted through a linear projection, kept in the
-            surrogate.
-        budget: images to query; None sends the whole pool.
-        held_out: share of the transfer set that is not trained on and measures fidelity.
-        seed: of the selection, the weights and the views.
-        fit: the training loop.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    attack: str = "cosine"
-    arch: str = "convnet-s"
-    budget: int | None = Field(None, ge=1)
-    held_out: float = Field(0.02, ge=0, lt=0.5)
-    seed: int = 0
-    fit: FitConfig = Field(default_factory=lambda: FitConfig(epochs=8, learning_rate=2e-3))
+__all__ = [
+    "ATTACKS", "COLOUR", "MILD", "STRONG", "Attack", "Quote", "StealConfig", "StealTask", "Theft",
+    "build_surrogate", "gather", "quote", "steal", "warm_surrogate",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,62 +51,6 @@ class Theft:
     surrogate: Encoder
     transfer: TransferSet
     metrics: list[dict[str, float]]
-
-
-class StealTask(Task):
-    """A surrogate and the transfer set that it is fitted to."""
-
-    def __init__(
-        self, surrogate: Encoder, pool: ImageSet, transfer: TransferSet, *, config: StealConfig
-    ) -> None:
-        super().__init__()
-        self.surrogate, self.config = surrogate, config
-        self.pool, self.transfer = pool, transfer
-        self.attack = ATTACKS[config.attack]
-        held = int(len(transfer.indices) * config.held_out)
-        self.held, self.used = held, len(transfer.indices) - held
-        self._names = (0, 0, 0)
-
-    def steps_per_epoch(self) -> int:
-        """Return the whole batches of the part of the transfer set that is trained on."""
-        return whole_batches(self.used, batch_size=self.config.fit.batch_size)
-
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
-        """Return ``images`` (B, 3, H, W) uint8 and ``answers`` (B, D)."""
-        places = self.held + batch_indices(
-            self.used,
-            seed=self.config.seed,
-            epoch=epoch,
-            step=step,
-            batch_size=self.config.fit.batch_size,
-            rank=rank,
-            world=world,
-        )
-        self._names = (epoch, step, rank)
-        images = self.pool.take(self.transfer.indices[places])
-        return {"images": images, "answers": self.transfer.embeddings[places]}
-
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the attack's loss."""
-        images, answers, attack = batch["images"], batch["answers"], self.attack
-        stream = torch_stream(self.config.seed, "views", *self._names, device=images.device)
-        loss = torch.zeros((), device=images.device)
-        if attack.viewed:
-            view = augment(images, config=attack.views, generator=stream)
-            loss = loss + attack.viewed * attack.loss(self.surrogate(view), answers)
-        if attack.plain:
-            loss = loss + attack.plain * attack.loss(self.surrogate(images), answers)
-        return {"loss": loss}
-
-    def to_log(self) -> dict[str, float]:
-        """Return the fidelity on the held-out slice: mean cosine to the victim's answers."""
-        if self.held == 0:
-            return {}
-        from ssl_wm.encoders.embeddings import embed
-
-        z = embed(self.surrogate, self.pool.take(self.transfer.indices[: self.held]))
-        answers = self.transfer.embeddings[: self.held]
-        return {"held_out_cosine": float(F.cosine_similarity(z, answers, dim=1).mean())}
 
 
 def steal(
@@ -162,33 +65,153 @@ def steal(
         folder: where answers, checkpoint and metrics go; what is there is resumed.
 
     Raises:
-        ConfigError: the attack or the architecture is unknown, or the budget too large.
+        ConfigError: the attack or the architecture is unknown, the budget too large, or
+            settings contradict each other.
+        EncoderError: the encoder to start from cannot be loaded, or an answer is unusable.
+        DataError: the folder holds answers to other queries or of another victim.
         TrainingError: the loss is not finite.
     """
-    choose(config.attack, ATTACKS, what="attack")
-    build_encoder(config.arch)  # an unknown one is told before anything is asked
-    indices = select_random(len(images), budget=config.budget, seed=config.seed)
-    transfer = query(victim, images, indices=indices, folder=folder)
-    if folder is not None:
-        save_transfer_set(folder, transfer)
-    surrogate = build_surrogate(
-        config.arch, width=transfer.embeddings.shape[1], seed=config.seed, size=images.size[0]
-    )
-    task = StealTask(surrogate, images, transfer, config=config)
-    answers = sha256_bytes(bytes(tensor_bytes(transfer.embeddings.contiguous())))
-    run = {
-        "stage": "steal",
-        "config": config.model_dump(),
-        "pool": transfer.pool,
-        "answers": answers,
-    }
-    metrics = fit(task, config=config.fit, title=f"steal ({config.attack})", folder=folder, run=run)
+    attack = checked_attack(config)
+    planned = plan(config, pool=len(images))
+    start = _begun(config)  # what cannot be built is told before anything is asked
+    transfer = gather(victim, images, config=config, planned=planned, start=start, folder=folder)
+    answered = transfer
+    if config.denoise:
+        answered = replace(transfer, embeddings=denoise(transfer.embeddings).rows)
+    width = transfer.embeddings.shape[1]
+    surrogate = _surrogate(config, start, width=width, size=images.size[0])
+    live = None
+    if attack.asking.how == "live":
+        chosen = _selected(config, images, start=start, count=planned.images)
+        live = LiveAnswers(
+            victim, images, indices=chosen[planned.held :], config=config,
+            transfer=transfer, folder=folder,
+        )  # fmt: skip
+    pool = images if transfer.made is None else QueryPool(images, transfer.made)
+    task = StealTask(surrogate, pool, answered, config=config, held=planned.held, live=live)
+    metrics = fit(
+        task, config=config.fit, title=f"steal ({config.attack})", folder=folder,
+        run=_identity(config, answered, start=start),
+    )  # fmt: skip
+    if live is not None:
+        transfer = replace(transfer, ledger=live.ledger(config.fit.epochs))
+        if folder is not None:
+            save_transfer_set(folder, transfer)
+            shutil.rmtree(folder / "live", ignore_errors=True)
+    surrogate = task.kept()
     surrogate.made = {
         "stage": "steal",
         "config": config.model_dump(mode="json"),
         "queries": transfer.ledger.billed,
     }
-    return Theft(surrogate.eval(), transfer, metrics)
+    return Theft(surrogate, transfer, metrics)
+
+
+def gather(
+    victim: Encoder,
+    images: ImageSet,
+    *,
+    config: StealConfig,
+    planned: Plan,
+    start: Encoder,
+    folder: Path | None = None,
+) -> TransferSet:
+    """Ask the victim what ``config`` says and return the transfer set, saved in ``folder``.
+
+    The first ``planned.held`` rows are the held-out slice; an attack that asks while it trains
+    gets these alone.
+
+    Args:
+        victim: who answers.
+        images: the thief's pool.
+        config: the theft.
+        planned: how its budget is spent.
+        start: encoder that the surrogate starts from (for features and interim surrogates).
+        folder: where answers are kept.
+
+    Raises:
+        DataError, EncoderError, ConfigError: as in ``steal``.
+    """
+    asking = ATTACKS[config.attack].asking
+    chosen = _selected(config, images, start=start, count=planned.first - planned.composites)
+    pool: ImageSet | QueryPool = images
+    if asking.rounds is not None:
+        return _in_rounds(victim, images, chosen, config, planned, start, folder)
+    indices = chosen[: planned.held] if asking.how == "live" else chosen
+    made = None
+    if planned.composites:
+        made = paste_windows(
+            images, chosen[planned.held :], count=planned.composites, seed=config.seed
+        )
+        pool = QueryPool(images, made)
+        indices = torch.cat([chosen, len(images) + torch.arange(len(made))])
+    views = None
+    if asking.how == "views" and asking.views is not None:
+        views = Views(asking.views, seed=config.seed, count=asking.count, unit=True)
+    transfer = query(
+        victim, pool, indices=indices, folder=folder, repeats=config.repeats, views=views
+    )
+    transfer = replace(transfer, made=made)
+    if asking.how == "live":  # the ledger on disk counts the epochs too
+        transfer = replace(transfer, ledger=Ledger(len(indices)))
+        if folder is not None and (folder / "transfer.safetensors").is_file():
+            return transfer
+    if folder is not None:
+        save_transfer_set(folder, transfer)
+    return transfer
+
+
+def _in_rounds(
+    victim: Encoder, images: ImageSet, chosen: Tensor, config: StealConfig, planned: Plan,
+    start: Encoder, folder: Path | None,
+) -> TransferSet:  # fmt: skip
+    if folder is not None:
+        claim(folder, victim=victim, pool=images, indices=chosen, repeats=config.repeats)
+        if (folder / "transfer.safetensors").is_file():
+            return load_transfer_set(folder)
+
+    def build(width: int) -> Encoder:
+        return _surrogate(config, start, width=width, size=images.size[0])
+
+    transfer = ask_in_rounds(
+        victim, images, first=chosen, build=build, planned=planned, config=config, folder=folder
+    )
+    if folder is not None:
+        save_transfer_set(folder, transfer)
+        shutil.rmtree(folder / FOLDER)
+    return transfer
+
+
+def _selected(config: StealConfig, images: ImageSet, *, start: Encoder, count: int) -> Tensor:
+    """Return ``count`` images of the pool, the held-out ones first."""
+    return select(
+        config.selection, len(images), budget=count, seed=config.seed,
+        features=lambda: embed(start, images),
+    )  # fmt: skip
+
+
+def _begun(config: StealConfig) -> Encoder:
+    """Return the encoder that the surrogate begins as, of its own width."""
+    if config.start is not None:
+        return load_encoder(config.start)
+    return build_encoder(config.arch, seed=derive_seed(config.seed, "surrogate"))
+
+
+def _surrogate(config: StealConfig, start: Encoder, *, width: int, size: int) -> Encoder:
+    if config.start is not None:
+        return warm_surrogate(config.start, width=width, seed=config.seed, size=size)
+    return build_surrogate(config.arch, width=width, seed=config.seed, size=size)
+
+
+def _identity(config: StealConfig, transfer: TransferSet, *, start: Encoder) -> dict[str, Any]:
+    """Return what a checkpoint's run must share."""
+    run = {
+        "stage": "steal",
+        "config": config.model_dump(),
+        "pool": transfer.pool,
+        "answers": sha256_bytes(bytes(tensor_bytes(transfer.embeddings.contiguous()))),
+    }
+    return run if config.start is None else {**run, "start": encoder_digest(start)}
 
 
 def build_surrogate(arch: str, *, width: int, seed: int, size: int) -> Encoder:
@@ -211,3 +234,31 @@ def build_surrogate(arch: str, *, width: int, seed: int, size: int) -> Encoder:
     if width_of(surrogate, image_size=size) == width:
         return surrogate
     return build_encoder(with_width(arch, width), seed=derive_seed(seed, "surrogate"))
+
+
+def warm_surrogate(start: str, *, width: int, seed: int, size: int) -> Encoder:
+    """Return the encoder ``start``, followed by a fresh linear projection if its width differs.
+
+    A self-supervised encoder that the thief trained or downloaded costs no query (the idea of
+    Podhajski et al., AAAI 2026, for graphs).
+
+    Args:
+        start: an encoder spec.
+        width: of the answers.
+        seed: of the projection.
+        size: side of the pool's images in pixels.
+
+    Raises:
+        EncoderError: it cannot be loaded, or takes no images of this size.
+        ConfigError: its name is unknown.
+    """
+    encoder = load_encoder(start)
+    own = width_of(encoder, image_size=size)
+    if own == width:
+        return encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "projection"))
+        backbone = Projected(encoder.backbone, inputs=own, outputs=width)
+    return Encoder(
+        backbone, arch=with_width(encoder.arch, width), preprocessing=encoder.preprocessing
+    )

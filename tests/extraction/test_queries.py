@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.views import ViewConfig
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, load_encoder
-from ssl_wm.errors import DataError, EncoderError
+from ssl_wm.errors import ConfigError, DataError, EncoderError
 from ssl_wm.extraction import queries
+from ssl_wm.extraction.pool import Views
 from ssl_wm.extraction.queries import Ledger, load_transfer_set, query, save_transfer_set
 
 CALL = 8
@@ -225,3 +227,55 @@ def test_asking_leaves_the_victim_as_it_was():
     assert victim.training
     assert all(torch.equal(value, before[name]) for name, value in victim.state_dict().items())
     assert isinstance(victim, Encoder)
+
+
+def test_repeats_go_out_pass_after_pass_and_their_mean_comes_back(tmp_path):
+    pool, indices, calls = pool_of(), chosen(size=10), []
+
+    def drifts(images):
+        calls.append((images[:, 0, 0, 0] * 255).round().long().tolist())
+        return images.flatten(1) + len(calls)
+
+    transfer = query(load_encoder(drifts), pool, indices=indices, folder=tmp_path, repeats=4)
+    assert [number for call in calls for number in call] == indices.tolist() * 4
+    expected = torch.zeros(10, 48)
+    places = indices.repeat(4).split(CALL)
+    for number, part in enumerate(places, start=1):
+        for index in part:
+            row = (indices == index).nonzero().item()
+            expected[row] += (pool.pixels[index].flatten() / 255 + number) / 4
+    torch.testing.assert_close(transfer.embeddings, expected)
+    assert transfer.ledger == Ledger(unique=10, repeated=30)
+    with pytest.raises(DataError, match="other queries"):
+        query(load_encoder(drifts), pool, indices=indices, folder=tmp_path, repeats=3)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"name": "b"}, {"count": 3}, {"unit": True}])
+def test_views_of_other_settings_are_other_queries(change, tmp_path):
+    pool, indices = pool_of(), chosen(size=10)
+    settings = {"config": ViewConfig(), "seed": 0, "name": "a", "count": 2}
+    victim = load_encoder(Victim())
+    one = query(victim, pool, indices=indices, folder=tmp_path, views=Views(**settings))
+    assert one.ledger == Ledger(unique=20)
+    again = query(victim, pool, indices=indices, views=Views(**settings))
+    assert torch.equal(one.embeddings, again.embeddings)
+    other = Views(**(settings | change))
+    assert not torch.equal(
+        query(victim, pool, indices=indices, views=other).embeddings, one.embeddings
+    )
+    with pytest.raises(DataError, match="other queries"):
+        query(victim, pool, indices=indices, folder=tmp_path, views=other)
+
+
+def test_nothing_to_send_is_told():
+    with pytest.raises(DataError, match="no image"):
+        query(load_encoder(Victim()), pool_of(), indices=torch.empty(0, dtype=torch.int64))
+
+
+def test_repeats_are_refused_where_a_remote_victim_would_answer_them_from_its_cache():
+    victim = build_encoder("convnet-xs", seed=1)
+    victim.made["reuse"] = True
+    with pytest.raises(ConfigError, match="reuse=no"):
+        query(victim, pool_of(8), indices=torch.arange(8), repeats=2)
+    victim.made["reuse"] = False
+    assert query(victim, pool_of(8), indices=torch.arange(8), repeats=2).ledger.billed == 16

@@ -1,0 +1,63 @@
+"""The thief's command: steal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from ssl_wm import options as o
+from ssl_wm import options_thief as t
+from ssl_wm.terminal import show
+
+thief = typer.Typer()
+
+
+@thief.command(epilog="Example: ssl-wm steal --victim marked --images digits --out stolen")
+def steal(
+    victim: t.Victim,
+    out: o.Out,
+    images: o.ImagesSpec = None,
+    attack: t.Attack = None,
+    budget: t.Budget = None,
+    selection: t.Selection = None,
+    arch: t.Arch = None,
+    start: t.Start = None,
+    repeats: t.Repeats = None,
+    denoise: t.Denoise = None,
+    epochs: o.Epochs = None,
+    keep: t.Keep = None,
+    seed: o.Seed = None,
+    price: t.Price = None,
+    rate: t.Rate = None,
+    dry_run: t.DryRun = False,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Play the thief: query an encoder with images and train a copy on its answers.
+
+    With --price or --rate, what it costs is told before anything is sent;
+    with --dry-run nothing else happens.
+    """
+    flags = {
+        "steal.attack": attack, "steal.budget": budget, "steal.arch": arch,
+        "steal.fit.epochs": epochs, "steal.seed": seed, "steal.selection": selection,
+        "steal.start": start, "steal.repeats": repeats, "steal.denoise": denoise,
+        "steal.keep": keep,
+    } | o.image_flags(images, size, limit, download)  # fmt: skip
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import commands
+
+        settings = o.read_settings(config, flags)
+        if dry_run:
+            return commands.quote(settings, price=price, rate=rate)
+        place = commands.Out(out, resume=resume, overwrite=overwrite)
+        return commands.steal(settings, victim=victim, out=place, price=price, rate=rate)
+
+    show("steal", run, as_json=as_json)
