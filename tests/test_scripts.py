@@ -76,7 +76,8 @@ def test_statistics_are_compared_for_each_suspect(monkeypatch, tmp_path, capsys)
     assert ended.value.code == 0
     capsys.readouterr()
     words = ["compare_statistics.py", "--images", "digits", "--key", str(key), "--per-pair", "8",
-             "--draws", "999", "--null", str(clean), str(tmp_path / "other"), str(clean)]  # fmt: skip
+             "--draws", "999", "--null", str(clean),
+             str(tmp_path / "other"), str(clean)]  # fmt: skip
     monkeypatch.setattr(sys, "argv", words)
     runpy.run_path(str(SCRIPTS / "compare_statistics.py"), run_name="__main__")
     other, itself = capsys.readouterr().out.splitlines()[2:]
