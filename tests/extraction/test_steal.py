@@ -62,7 +62,7 @@ def test_every_attack_brings_the_surrogate_nearer_to_the_victim(attack, tmp_path
     measure = "held_out_relations" if ATTACKS[attack].relational else "held_out_cosine"
     kept = [line[measure] for line in theft.metrics]
     assert len(kept) == 8
-    if attack != "barlow":  # 16 images say nothing of the correlations of 128 coordinates
+    if not ATTACKS[attack].relational:  # relations of 16 images are noise: see test_attacks
         assert kept[-1] > kept[0]
     assert theft.metrics[-1]["loss"] < theft.metrics[0]["loss"]
     if not ATTACKS[attack].relational:
