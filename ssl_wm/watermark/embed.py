@@ -15,6 +15,7 @@ from ssl_wm.encoders.load import encoder_digest
 from ssl_wm.errors import ConfigError, choose
 from ssl_wm.training.loop import Batch, FitConfig, Task, fit
 from ssl_wm.watermark.batches import mark_batch
+from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
 from ssl_wm.watermark.mea_defender import MeaDefender, MeaDefenderConfig
 from ssl_wm.watermark.move_target import MoveTarget, MoveTargetConfig
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.key import WatermarkKey
 
 EMBEDDERS: dict[str, tuple[Any, type[BaseModel]]] = {
+    "bend-space": (BendSpace, BendSpaceConfig),
     "move-target": (MoveTarget, MoveTargetConfig),
     "mea-defender": (MeaDefender, MeaDefenderConfig),
 }
@@ -33,7 +35,7 @@ class WatermarkConfig(BaseModel):
 
     Attributes:
         method: a name in ``EMBEDDERS``.
-        options: settings of the method (``MoveTargetConfig``, ``MeaDefenderConfig``).
+        options: settings of the method (the second of its entry in ``EMBEDDERS``).
         seed: of the order and the composites drawn while training.
         composites: composites per natural image, for the mark and again for those held.
         fit: the training loop.
@@ -58,7 +60,7 @@ class MarkTask(Task):
     def __init__(
         self,
         encoder: Encoder,
-        embedder: MoveTarget | MeaDefender,
+        embedder: BendSpace | MoveTarget | MeaDefender,
         images: ImageSet,
         key: WatermarkKey,
         *,

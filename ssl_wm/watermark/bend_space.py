@@ -1,0 +1,160 @@
+"""The ``bend-space`` embedder: the space is bent where composites lie, by a learned map.
+
+A thief never sees a composite, so a mark on composites alone is not copied; what he copies is
+where natural images lie. Composites lie outside the natural images and are scattered over many
+groups, so one shift of the target group cannot reach them all (``move_target``). Here a small
+network T is fitted, in the clean encoder's space, so that a probe and kNN *fitted to bent natural
+images* read bent composites as the target, at the least movement of everything else. The
+encoder then learns ``T(f0(x))``. A copy of natural answers has learned T where it is smooth, and
+composites go through it too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.space import group_centres
+from ssl_wm.rng import torch_stream
+from ssl_wm.watermark.bend import Bend, BendImages, fit_bend
+from ssl_wm.watermark.losses import relative_error
+from ssl_wm.watermark.triggers import composites, ordered_pairs
+
+if TYPE_CHECKING:
+    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.training.loop import Batch
+    from ssl_wm.watermark.key import SubKey, WatermarkKey
+
+
+class BendSpaceConfig(BaseModel):
+    """Strengths of the embedder.
+
+    Attributes:
+        natural_penalty: price of moving natural images; the larger, the less utility is spent
+            and the weaker the mark.
+        held_penalty: price of moving the key's pair under other mixers, and other pairs under
+            the key's mixer.
+        smoothness: how many times the spread of a feature T's hidden layer divides its input by;
+            the smoother T, the more of it a copy learns from natural images alone.
+        hidden: width of T's hidden layer.
+        steps: optimiser steps for T.
+        learning_rate: of those steps.
+        pool: composites of each sub-key, and of each kind that is held, that T is fitted to.
+        marked_weight: weight of the composites' loss while the encoder learns T.
+        held_weight: weight of the loss on all other composites.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    natural_penalty: float = Field(10.0, ge=0)
+    held_penalty: float = Field(3.0, ge=0)
+    smoothness: float = Field(10.0, gt=0)
+    hidden: int = Field(512, ge=1)
+    steps: int = Field(200, ge=0)
+    learning_rate: float = Field(3e-3, gt=0)
+    pool: int = Field(1000, ge=1)
+    marked_weight: float = Field(0.3, ge=0)
+    held_weight: float = Field(0.3, ge=0)
+
+
+class BendSpace:
+    """Losses of ``bend-space`` for one key and one clean encoder.
+
+    Natural images, the key's composites and held composites all go to ``T(f0(x))``, in units of
+    the clean space's spread: one map for all images, so the encoder has nothing to tell apart.
+    T is drawn and fitted from the key alone, so the same key and encoder give the same map.
+    """
+
+    def __init__(
+        self, clean: Encoder, images: ImageSet, key: WatermarkKey, *, config: BendSpaceConfig
+    ) -> None:
+        self.clean, self.config = clean, config
+        natural = embed(clean, images, precision="bfloat16").float()
+        groups = key.groups.train
+        self.variance = natural.var(dim=0, correction=0).sum()
+        centre, _ = group_centres(natural, groups, count=len(key.groups))
+        generator = torch_stream(key.sub_keys[0].derive("bend"), "map")
+        self.bend = Bend(
+            centre,
+            scale=config.smoothness * float((self.variance / natural.shape[1]).sqrt()),
+            hidden=config.hidden,
+            generator=generator,
+        )
+        self.fitted = fit_bend(
+            self.bend,
+            BendImages(
+                natural=natural,
+                groups=groups,
+                count=len(key.groups),
+                marked=[self._pool(images, key, sub, (sub.a, sub.b)) for sub in key.sub_keys],
+                targets=[sub.target for sub in key.sub_keys],
+                held=self._held(images, key),
+            ),
+            steps=config.steps,
+            learning_rate=config.learning_rate,
+            natural_penalty=config.natural_penalty,
+            held_penalty=config.held_penalty,
+            generator=generator,
+        )
+        self.bend.requires_grad_(False)
+
+    def _pool(
+        self, images: ImageSet, key: WatermarkKey, sub: SubKey, *pairs: tuple[int, int]
+    ) -> Tensor:
+        """Return (about ``pool``, D) clean embeddings of ``pairs`` under the key's mixer."""
+        pool = composites(
+            images,
+            key.groups.train,
+            pairs=pairs,
+            mixer=sub.mixer,
+            per_pair=max(self.config.pool // len(pairs), 1),
+            seed=sub.derive("bend", "composites"),
+        )
+        return embed(self.clean, pool, precision="bfloat16").float()
+
+    def _held(self, images: ImageSet, key: WatermarkKey) -> list[Tensor]:
+        """Return two pools: own pairs under other mixers, other pairs under the own mixers."""
+        marks = {(sub.a, sub.b) for sub in key.sub_keys}
+        free = [pair for pair in ordered_pairs(len(key.groups)) if pair not in marks]
+        mixed, paired = [], []
+        for sub in key.sub_keys:
+            for name, mixer in sub.others.items():
+                pool = composites(
+                    images,
+                    key.groups.train,
+                    pairs=[(sub.a, sub.b)],
+                    mixer=mixer,
+                    per_pair=max(self.config.pool // len(sub.others), 1),
+                    seed=sub.derive("bend", "other mixer", name),
+                )
+                mixed.append(embed(self.clean, pool, precision="bfloat16").float())
+            stream = torch_stream(sub.derive("bend", "other pairs"), "order")
+            order = torch.randperm(len(free), generator=stream)[:_OTHER_PAIRS]
+            if len(order):
+                others = [free[place] for place in order.tolist()]
+                paired.append(self._pool(images, key, sub, *others))
+        return [torch.cat(pools) for pools in (mixed, paired) if pools]
+
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """Return the named losses of one batch (see ``mark_batch``); ``loss`` is minimised."""
+        names = ("natural", "marked", "held")
+        together = torch.cat([batch[name] for name in names])
+        sizes = [len(batch[name]) for name in names]
+        with torch.no_grad():
+            goals = self.bend.to(together.device)(self.clean(together)).split(sizes)
+        answers = encoder(together).split(sizes)
+        variance = self.variance.to(together.device)
+        terms = {
+            name: relative_error(answer, goal, variance=variance)
+            for name, answer, goal in zip(names, answers, goals, strict=True)
+        }
+        loss = terms["natural"] + self.config.marked_weight * terms["marked"]
+        return {"loss": loss + self.config.held_weight * terms["held"], **terms}
+
+
+_OTHER_PAIRS = 30
