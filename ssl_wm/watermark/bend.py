@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,8 @@ from torch import Generator, Tensor, nn
 
 from ssl_wm.watermark.losses import relative_error
 from ssl_wm.watermark.readers import discriminant_scores, neighbour_scores
+
+Score = Callable[..., Tensor]
 
 
 class Bend(nn.Module):
@@ -21,6 +24,8 @@ class Bend(nn.Module):
         hidden: width of the hidden layer.
         generator: draws the first layer (He et al., ICCV 2015); the last one starts at zero.
     """
+
+    centre: Tensor
 
     def __init__(self, centre: Tensor, *, scale: float, hidden: int, generator: Generator) -> None:
         super().__init__()
@@ -50,7 +55,8 @@ class BendImages:
         count: number of groups.
         marked: for each sub-key, (M, D) of its composites.
         targets: the group that each sub-key's composites should read as.
-        held: pools of composites, each (K, D), that should stay where they are.
+        held: for each sub-key, pools of composites, each (K, D), that should not read as its
+            target.
     """
 
     natural: Tensor
@@ -58,7 +64,7 @@ class BendImages:
     count: int
     marked: list[Tensor]
     targets: list[int]
-    held: list[Tensor]
+    held: list[list[Tensor]]
 
 
 def fit_bend(
@@ -74,10 +80,14 @@ def fit_bend(
 ) -> list[dict[str, float]]:
     """Fit ``bend`` in place and return its losses, one line a step.
 
-    Minimises the mean cross-entropy of ``discriminant_scores`` and ``neighbour_scores`` of bent
-    composites against their targets, read from bent natural images, plus ``natural_penalty``
-    and ``held_penalty`` times the squared moves of natural images and of held composites in
-    units of the spread. Adam, cosine schedule.
+    With p the groups' probabilities by ``discriminant_scores`` or by ``neighbour_scores`` of a bent
+    embedding, read from bent natural images, t its sub-key's target and V the spread of the
+    natural images, minimises
+
+        mean_marked -log p_t  +  held_penalty * mean_held -log(1 - p_t)
+            +  natural_penalty * mean_natural |T(z) - z|^2 / V
+
+    averaged over both readers and summed over the kinds of held composites. Adam, cosine schedule.
 
     Args:
         bend: the map, changed in place.
@@ -85,7 +95,7 @@ def fit_bend(
         steps: optimiser steps.
         learning_rate: of Adam, at the start.
         natural_penalty: weight of the moves of natural images.
-        held_penalty: weight of the moves of each pool of held composites.
+        held_penalty: weight of held composites that read as the target.
         generator: draws the batches.
         rows: natural images a step, the same number from every group.
     """
@@ -93,40 +103,52 @@ def fit_bend(
     members = [(images.groups == group).nonzero().flatten() for group in range(images.count)]
     share = max(rows // images.count, 8)
     bank_groups = torch.arange(images.count).repeat_interleave(share)
-    labels = torch.tensor(images.targets).repeat_interleave(_MARKED)
     optimiser = torch.optim.Adam(bend.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     lines = []
     for _ in range(steps):
-        picks = torch.cat([_draw(own, share, generator) for own in members])
-        parts = [images.natural[picks]]
-        parts += [torch.cat([_draw(pool, _MARKED, generator) for pool in images.marked])]
-        parts += [_draw(pool, _HELD, generator) for pool in images.held]
-        bank, marked, *held = bend(torch.cat(parts)).split([len(part) for part in parts])
+        before = images.natural[torch.cat([_draw(own, share, generator) for own in members])]
+        pools, goals = _draw_composites(images, generator)
+        bank, *bent = bend(torch.cat([before, *pools])).split([len(before), *map(len, pools)])
         read = [
-            F.cross_entropy(
-                score(marked, bank=bank, groups=bank_groups, count=images.count), labels
-            )
+            _readings(bent, goals, score=score, bank=bank, groups=bank_groups, count=images.count)
             for score in (discriminant_scores, neighbour_scores)
         ]
-        moves = [
-            relative_error(after, before, variance=variance)
-            for after, before in zip(held, parts[2:], strict=True)
-        ]
-        natural = relative_error(bank, parts[0], variance=variance)
-        still = torch.stack(moves).sum() if moves else natural.new_zeros(())
-        mark = torch.stack(read).mean()
-        loss = mark + natural_penalty * natural + held_penalty * still
+        mark, held = torch.stack(read).mean(dim=0)
+        natural = relative_error(bank, before, variance=variance)
+        loss = mark + held_penalty * held + natural_penalty * natural
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        lines.append({"mark": mark.item(), "natural": natural.item(), "held": still.item()})
+        lines.append({"mark": mark.item(), "held": held.item(), "natural": natural.item()})
+    optimiser.zero_grad()
     return lines
 
 
-_MARKED = 150
-_HELD = 300
+def _draw_composites(images: BendImages, generator: Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the key's composites, then each kind that is held, and the targets of their rows."""
+    kinds = [images.marked, *zip(*images.held, strict=True)]
+    targets = torch.tensor(images.targets)
+    drawn = [torch.cat([_draw(pool, _ROWS, generator) for pool in pools]) for pools in kinds]
+    return drawn, [targets.repeat_interleave(_ROWS) for _ in kinds]
+
+
+def _readings(
+    bent: Sequence[Tensor], targets: Sequence[Tensor], *, score: Score, bank: Tensor,
+    groups: Tensor, count: int,
+) -> Tensor:  # fmt: skip
+    """Return the losses of the key's composites (``bent[0]``) and of those held, (2,)."""
+    scores = score(torch.cat(list(bent)), bank=bank, groups=groups, count=count)
+    log_p = scores.log_softmax(dim=1)
+    own = log_p.gather(1, torch.cat(list(targets)).unsqueeze(1)).squeeze(1)
+    marked, *held = own.split([len(part) for part in targets])
+    missed = [-torch.log1p(-part.exp().clamp(max=_CERTAIN)).mean() for part in held]
+    return torch.stack([-marked.mean(), torch.stack(missed).sum() if missed else own.new_zeros(())])
+
+
+_ROWS = 125
+_CERTAIN = 1 - 1e-6
 
 
 def _draw(pool: Tensor, count: int, generator: Generator) -> Tensor:

@@ -37,8 +37,8 @@ class BendSpaceConfig(BaseModel):
     Attributes:
         natural_penalty: price of moving natural images; the larger, the less utility is spent
             and the weaker the mark.
-        held_penalty: price of moving the key's pair under other mixers, and other pairs under
-            the key's mixer.
+        held_penalty: price of reading as the target for the key's pair under other mixers, and
+            for other pairs under the key's mixer.
         smoothness: how many times the spread of a feature T's hidden layer divides its input by;
             the smoother T, the more of it a copy learns from natural images alone.
         hidden: width of T's hidden layer.
@@ -52,7 +52,7 @@ class BendSpaceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     natural_penalty: float = Field(10.0, ge=0)
-    held_penalty: float = Field(3.0, ge=0)
+    held_penalty: float = Field(1.0, ge=0)
     smoothness: float = Field(10.0, gt=0)
     hidden: int = Field(512, ge=1)
     steps: int = Field(200, ge=0)
@@ -93,7 +93,7 @@ class BendSpace:
                 count=len(key.groups),
                 marked=[self._pool(images, key, sub, (sub.a, sub.b)) for sub in key.sub_keys],
                 targets=[sub.target for sub in key.sub_keys],
-                held=self._held(images, key),
+                held=[self._held(images, key, sub) for sub in key.sub_keys],
             ),
             steps=config.steps,
             learning_rate=config.learning_rate,
@@ -117,28 +117,27 @@ class BendSpace:
         )
         return embed(self.clean, pool, precision="bfloat16").float()
 
-    def _held(self, images: ImageSet, key: WatermarkKey) -> list[Tensor]:
-        """Return two pools: own pairs under other mixers, other pairs under the own mixers."""
-        marks = {(sub.a, sub.b) for sub in key.sub_keys}
+    def _held(self, images: ImageSet, key: WatermarkKey, sub: SubKey) -> list[Tensor]:
+        """Return the sub-key's pair under the other mixers, and other pairs under its own."""
+        mixed = [
+            composites(
+                images,
+                key.groups.train,
+                pairs=[(sub.a, sub.b)],
+                mixer=mixer,
+                per_pair=max(self.config.pool // len(sub.others), 1),
+                seed=sub.derive("bend", "other mixer", name),
+            )
+            for name, mixer in sub.others.items()
+        ]
+        marks = {(other.a, other.b) for other in key.sub_keys}
         free = [pair for pair in ordered_pairs(len(key.groups)) if pair not in marks]
-        mixed, paired = [], []
-        for sub in key.sub_keys:
-            for name, mixer in sub.others.items():
-                pool = composites(
-                    images,
-                    key.groups.train,
-                    pairs=[(sub.a, sub.b)],
-                    mixer=mixer,
-                    per_pair=max(self.config.pool // len(sub.others), 1),
-                    seed=sub.derive("bend", "other mixer", name),
-                )
-                mixed.append(embed(self.clean, pool, precision="bfloat16").float())
-            stream = torch_stream(sub.derive("bend", "other pairs"), "order")
-            order = torch.randperm(len(free), generator=stream)[:_OTHER_PAIRS]
-            if len(order):
-                others = [free[place] for place in order.tolist()]
-                paired.append(self._pool(images, key, sub, *others))
-        return [torch.cat(pools) for pools in (mixed, paired) if pools]
+        order = torch.randperm(len(free), generator=torch_stream(sub.derive("bend"), "pairs"))
+        others = [free[place] for place in order[:_OTHER_PAIRS].tolist()]
+        pools = [self._pool(images, key, sub, *others)] if others else []
+        if mixed:
+            pools.append(embed(self.clean, torch.cat(mixed), precision="bfloat16").float())
+        return pools
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Return the named losses of one batch (see ``mark_batch``); ``loss`` is minimised."""

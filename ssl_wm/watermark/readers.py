@@ -31,7 +31,7 @@ def discriminant_scores(
     mean_variance = within.diagonal().mean()
     identity = torch.eye(bank.shape[1], dtype=bank.dtype, device=bank.device)
     shrunk = (1 - shrinkage) * within + shrinkage * mean_variance * identity
-    weights = torch.linalg.solve(shrunk, means.T)
+    weights: Tensor = torch.linalg.solve(shrunk, means.T)
     return z @ weights - (means.T * weights).sum(dim=0) / 2
 
 

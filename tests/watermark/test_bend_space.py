@@ -1,0 +1,101 @@
+"""The loss of bend-space is its formula: everything goes to the bent clean embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_wm.encoders.embeddings import embed
+from ssl_wm.watermark.batches import mark_batch
+from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
+
+
+@pytest.fixture(scope="module")
+def images(world):
+    return world.images(groups=7, train=12)
+
+
+@pytest.fixture(scope="module")
+def key(world, images):
+    return world.key(images, number=1, sub_keys=2)
+
+
+@pytest.fixture(scope="module")
+def clean(world):
+    return world.convnet().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def batch(images, key):
+    return mark_batch(
+        images.train, key, indices=torch.arange(30), marked=8, held=9, seed=0, names=(0, 0, 0)
+    )
+
+
+def build(clean, images, key, **options) -> BendSpace:
+    settings = {"steps": 5, "hidden": 16, "pool": 40} | options
+    return BendSpace(clean, images.train, key, config=BendSpaceConfig(**settings))
+
+
+def test_the_loss_agrees_with_the_formula_in_numpy(clean, images, key, batch, world):
+    embedder = build(clean, images, key, marked_weight=2.0, held_weight=0.25)
+    encoder = world.convnet(seed=5)
+    losses = embedder.losses(encoder, batch)
+    z = embed(clean, images.train, precision="bfloat16").double().numpy()
+    variance = np.mean(np.sum((z - z.mean(axis=0)) ** 2, axis=1))
+    expected = {}
+    for name in ("natural", "marked", "held"):
+        goal = embedder.bend(clean(batch[name])).detach().double().numpy()
+        got = encoder(batch[name]).detach().double().numpy()
+        expected[name] = np.mean(np.sum((got - goal) ** 2, axis=1)) / variance
+    expected["loss"] = expected["natural"] + 2 * expected["marked"] + 0.25 * expected["held"]
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value, rel=1e-3), name
+
+
+def test_without_steps_the_clean_encoder_has_no_loss(clean, images, key, batch):
+    losses = build(clean, images, key, steps=0).losses(clean, batch)
+    assert all(value.item() == 0 for value in losses.values())
+
+
+def test_the_same_key_gives_the_same_map_and_another_key_another(clean, images, key, world):
+    one, two = (build(clean, images, key).bend.state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    other = build(clean, images, world.key(images, number=2, sub_keys=2)).bend.state_dict()
+    assert not torch.equal(one["first"], other["first"])
+
+
+def test_the_map_hangs_neither_on_the_global_generator_nor_moves_it(clean, images, key):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = build(clean, images, key).bend.last
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    assert torch.equal(build(clean, images, key).bend.last, one)
+
+
+def test_the_map_is_not_trained_with_the_encoder(clean, images, key, batch, world):
+    embedder = build(clean, images, key)
+    embedder.losses(world.convnet(seed=5), batch)["loss"].backward()
+    assert all(p.grad is None and not p.requires_grad for p in embedder.bend.parameters())
+
+
+def test_smoother_maps_bend_near_points_more_alike(clean, images, key):
+    z = embed(clean, images.train).float()
+    near = z + 0.01 * z.std() * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    gaps = []
+    for smoothness in (0.5, 50.0):
+        bend = build(clean, images, key, smoothness=smoothness, steps=60, natural_penalty=0.1).bend
+        moves = [bend(points) - points for points in (z, near)]
+        gaps.append(float((moves[0] - moves[1]).norm() / moves[0].norm()))
+    assert gaps[1] < gaps[0]
+
+
+@pytest.mark.parametrize(
+    "options", [{"hidden": 0}, {"steps": -1}, {"smoothness": 0}, {"pool": 0}, {"shift": 1}]
+)
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        BendSpaceConfig(**options)
