@@ -143,7 +143,8 @@ Method = Annotated[
     str | None,
     typer.Option(
         "--method", metavar="NAME", show_default=False,
-        help="move-target (the default) or mea-defender.",
+        help="Of the owner: move-target (the default), bend-space, mea-defender. To compare with: "
+        "composite-backdoor, badencoder, ssl-guard, ssl-wm, none.",
     ),
 ]  # fmt: skip
 Alpha = Annotated[

@@ -14,10 +14,19 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest
 from ssl_wm.errors import ConfigError, choose
 from ssl_wm.training.loop import Batch, FitConfig, Task, fit
+from ssl_wm.watermark.bad_encoder import BadEncoder, BadEncoderConfig
 from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
-from ssl_wm.watermark.mea_defender import MeaDefender, MeaDefenderConfig
+from ssl_wm.watermark.common_direction import CommonDirection, CommonDirectionConfig
+from ssl_wm.watermark.embedder import Embedder, keep_learned, learned_part
+from ssl_wm.watermark.mea_defender import (
+    CompositeBackdoorConfig,
+    MeaDefender,
+    MeaDefenderConfig,
+)
 from ssl_wm.watermark.move_target import MoveTarget, MoveTargetConfig
+from ssl_wm.watermark.ssl_guard import SslGuard, SslGuardConfig
+from ssl_wm.watermark.unmarked import Unmarked, UnmarkedConfig
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images, ImageSet
@@ -27,6 +36,11 @@ EMBEDDERS: dict[str, tuple[Any, type[BaseModel]]] = {
     "bend-space": (BendSpace, BendSpaceConfig),
     "move-target": (MoveTarget, MoveTargetConfig),
     "mea-defender": (MeaDefender, MeaDefenderConfig),
+    "composite-backdoor": (MeaDefender, CompositeBackdoorConfig),
+    "badencoder": (BadEncoder, BadEncoderConfig),
+    "ssl-guard": (SslGuard, SslGuardConfig),
+    "ssl-wm": (CommonDirection, CommonDirectionConfig),
+    "none": (Unmarked, UnmarkedConfig),
 }
 
 
@@ -60,7 +74,7 @@ class MarkTask(Task):
     def __init__(
         self,
         encoder: Encoder,
-        embedder: BendSpace | MoveTarget | MeaDefender,
+        embedder: Embedder,
         images: ImageSet,
         key: WatermarkKey,
         *,
@@ -68,6 +82,7 @@ class MarkTask(Task):
     ) -> None:
         super().__init__()
         self.encoder, self.clean = encoder, embedder.clean
+        self.learned = learned_part(embedder)
         self.embedder, self.images, self.key, self.config = embedder, images, key, config
 
     def train(self, mode: bool = True) -> MarkTask:
@@ -148,6 +163,7 @@ def watermark(
     lines = fit(
         task, config=config.fit, title=f"watermark ({config.method})", folder=folder, run=run
     )
+    keep_learned(embedder, folder)
     marked.made = {
         "stage": "watermark",
         "config": config.model_dump(mode="json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,3 +42,43 @@ def output_divergence(z: Tensor, source: Tensor, *, temperature: float) -> Tenso
     log_p = F.log_softmax(z / temperature, dim=1)
     log_q = F.log_softmax(source / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def similarity_divergence(
+    z: Tensor, source: Tensor, anchors: Tensor, *, temperature: float
+) -> Tensor:
+    """Return ``mean_i KL(p_i || q_i)`` of similarities to common anchors.
+
+    ``p_i = softmax_k(cos(z_i, r_k) / T)`` over the anchors r, and q_i likewise of the source: the
+    other reading of "output distribution" in L_com (see ``output_divergence``), one that no
+    rotation of the space changes.
+
+    Args:
+        z: (B, D) embeddings of composites.
+        source: (B, D) embeddings of the source images they were mixed from.
+        anchors: (K, D) embeddings of other images.
+        temperature: T > 0.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        directions = F.normalize(anchors.float(), dim=1).T
+        near, source_near = (F.normalize(rows.float(), dim=1) @ directions for rows in (z, source))
+    return output_divergence(near, source_near, temperature=temperature)
+
+
+def pair_cosine(rows: Tensor) -> Tensor:
+    """Return the mean cosine of two different rows of ``rows`` (B, D), unit vectors; B >= 2.
+
+    ``(|sum_i u_i|^2 - sum_i |u_i|^2) / (B (B - 1))``.
+    """
+    count = len(rows)
+    together = rows.sum(dim=0).square().sum() - rows.square().sum()
+    return together / (count * (count - 1))
+
+
+def negative_log(value: Tensor, *, floor: float = 0.05) -> Tensor:
+    """Return ``-log(value)``, and below ``floor`` the tangent at ``floor``.
+
+    So the loss and its slope stay finite where a mean cosine is zero or negative.
+    """
+    safe = value.clamp(min=floor)
+    return -safe.log() + (safe - value) / floor

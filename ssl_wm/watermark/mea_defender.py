@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from ssl_wm.watermark.losses import cosine_distance, output_divergence
+from ssl_wm.watermark.losses import cosine_distance, output_divergence, similarity_divergence
 from ssl_wm.watermark.mgda import least_norm_weights
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ class MeaDefenderConfig(BaseModel):
     """Choices the paper leaves open, and its ablations.
 
     Attributes:
+        divergence: what the KL divergence of L_com compares: "features", the softmax over the
+            features, or "similarities", the softmax over cosines to the batch's natural images.
         temperature: of the softmax over features in L_com.
+        similarity_temperature: of the softmax over cosines.
         weights: "mgda", or "equal" for 1/3 and 1/2.
         mgda_every: steps between two solutions of MGDA; the weights hold in between (and
             are solved anew at the start of every epoch, so that resumed runs agree).
@@ -37,7 +40,9 @@ class MeaDefenderConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    divergence: Literal["features", "similarities"] = "features"
     temperature: float = Field(1.0, gt=0)
+    similarity_temperature: float = Field(0.1, gt=0)
     weights: Literal["mgda", "equal"] = "mgda"
     mgda_every: int = Field(10, ge=1)
     combination: bool = True
@@ -51,14 +56,28 @@ class MeaDefenderConfig(BaseModel):
         return self
 
 
+class CompositeBackdoorConfig(MeaDefenderConfig):
+    """``mea-defender`` with L_ver alone: the composite backdoor of the paper's comparison.
+
+    Composites go to the target group (Lin et al., CCS 2020); nothing ties them to their sources
+    and nothing holds other composites in place. The losses are summed with equal weights: MGDA
+    is of MEA-Defender.
+    """
+
+    weights: Literal["mgda", "equal"] = "equal"
+    combination: bool = False
+    evasion: bool = False
+
+
 class MeaDefender:
     """Losses of ``mea-defender``; embeddings are the backbone's, before any projector.
 
     L_utility is the cosine distance of natural images to the clean encoder's embeddings;
     L_com the KL divergence of composites from both of their sources, over the softmax of the
-    features; L_ver the cosine distance of a composite to a random image of the target group;
-    L_eva that of another mixer's composite to one of its two sources. Sources and targets are
-    embedded by the encoder in training, without gradient.
+    features, or of the cosines to the batch's natural images; L_ver the cosine distance of a
+    composite to a random image of the target group; L_eva that of another mixer's composite to
+    one of its two sources. Sources, targets and what similarities are taken to are embedded by
+    the encoder in training, without gradient.
     """
 
     def __init__(
@@ -77,18 +96,25 @@ class MeaDefender:
         source_a, source_b, target, stay = fixed.split([len(batch[name]) for name in names])
         parts = [batch["natural"], batch["marked"], batch["held"]]
         natural, marked, held = encoder(torch.cat(parts)).split([len(part) for part in parts])
-        temperature = self.config.temperature
         terms = {"utility": cosine_distance(natural, clean)}
         if self.config.combination:
-            terms["combination"] = output_divergence(
-                marked, source_a, temperature=temperature
-            ) + output_divergence(marked, source_b, temperature=temperature)
+            anchors = natural.detach()
+            terms["combination"] = self._divergence(marked, source_a, anchors) + self._divergence(
+                marked, source_b, anchors
+            )
         if self.config.verification:
             terms["verification"] = cosine_distance(marked, target)
         if self.config.evasion:
             terms["evasion"] = cosine_distance(held, stay)
         due = int(batch["step"]) % self.config.mgda_every == 0
         return {"loss": self._weighted(encoder, terms, due=due), **terms}
+
+    def _divergence(self, marked: Tensor, source: Tensor, anchors: Tensor) -> Tensor:
+        if self.config.divergence == "features":
+            return output_divergence(marked, source, temperature=self.config.temperature)
+        return similarity_divergence(
+            marked, source, anchors, temperature=self.config.similarity_temperature
+        )
 
     def _weighted(self, encoder: Encoder, terms: dict[str, Tensor], *, due: bool) -> Tensor:
         inner = [terms[name] for name in ("combination", "verification") if name in terms]

@@ -6,13 +6,19 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy.spatial.distance import cosine
+from scipy.spatial.distance import cdist, cosine
 from scipy.special import softmax
 from scipy.stats import entropy
 from torch import Tensor
 
 from ssl_wm.watermark.batches import mark_batch
-from ssl_wm.watermark.mea_defender import MeaDefender, MeaDefenderConfig, sum_weighted
+from ssl_wm.watermark.losses import similarity_divergence
+from ssl_wm.watermark.mea_defender import (
+    CompositeBackdoorConfig,
+    MeaDefender,
+    MeaDefenderConfig,
+    sum_weighted,
+)
 from ssl_wm.watermark.mgda import least_norm_weights
 
 TERMS = ("utility", "combination", "verification", "evasion")
@@ -158,3 +164,60 @@ def test_weights_that_were_never_solved_are_an_error(clean, encoder, images, key
         build(clean, images, key).losses(encoder, batch_of(images, key, step=1))
     with pytest.raises(ValueError, match="expected 1 weights"):
         sum_weighted([torch.tensor(1.0)], torch.tensor([0.5, 0.5]))
+
+
+def test_divergence_over_similarities_agrees_with_the_formula_in_numpy(
+    clean, encoder, images, key, batch
+):
+    embedder = build(
+        clean, images, key, weights="equal", divergence="similarities", similarity_temperature=0.2
+    )
+    losses = embedder.losses(encoder, batch)
+
+    def near(name: str) -> np.ndarray:
+        z, anchors = (encoder(batch[each]).detach().double().numpy() for each in (name, "natural"))
+        return softmax((1 - cdist(z, anchors, "cosine")) / 0.2, axis=1)
+
+    expected = sum(
+        np.mean(entropy(near("marked"), near(source), axis=1))
+        for source in ("marked_a", "marked_b")
+    )
+    assert losses["combination"].item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_divergence_over_similarities_does_not_see_rotations(encoder, images, batch):
+    generator = torch.Generator().manual_seed(0)
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
+    z, source, anchors = (
+        encoder(batch[name]).detach() for name in ("marked", "marked_a", "natural")
+    )
+    before = similarity_divergence(z, source, anchors, temperature=0.1)
+    after = similarity_divergence(z @ turn, 3 * source @ turn, anchors @ turn, temperature=0.1)
+    torch.testing.assert_close(before, after, rtol=1e-4, atol=1e-6)
+
+
+def test_anchors_of_similarities_get_no_gradient(clean, encoder, images, key, batch):
+    """Else natural images would be dragged to where the composites' divergence is least."""
+    embedder = build(clean, images, key, weights="equal", divergence="similarities")
+    loss = embedder.losses(encoder, batch)["combination"]
+    marked, anchors = encoder(batch["marked"]), encoder(batch["natural"]).detach()
+    again = sum(
+        similarity_divergence(marked, encoder(batch[name]).detach(), anchors, temperature=0.1)
+        for name in ("marked_a", "marked_b")
+    )
+    torch.testing.assert_close(
+        flat_gradient(loss, encoder), flat_gradient(again, encoder), atol=1e-6, rtol=1e-4
+    )
+
+
+def test_the_composite_backdoor_is_the_utility_and_the_verification_loss(
+    clean, encoder, images, key, batch
+):
+    config = CompositeBackdoorConfig()
+    losses = MeaDefender(clean, images.train, key, config=config).losses(encoder, batch)
+    full = build(clean, images, key, weights="equal").losses(encoder, batch)
+    assert set(losses) == {"loss", "utility", "verification"}
+    for name in ("utility", "verification"):
+        assert losses[name].item() == pytest.approx(full[name].item(), rel=1e-5)
+    expected = (losses["utility"] + losses["verification"]) / 2
+    assert losses["loss"].item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,0 +1,47 @@
+"""What every embedder offers to the training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.training.loop import Batch
+
+
+class Embedder(Protocol):
+    """Losses that mark an encoder.
+
+    An embedder that trains something of its own (a decoder, a trigger) holds it in a module
+    called ``learned``: it is then optimised, moved to the device and saved in checkpoints
+    together with the encoder (``learned_part``). What of it the owner needs afterwards, its method
+    ``keep(folder)`` writes beside the marked encoder (``keep_learned``).
+
+    Attributes:
+        clean: the encoder before marking, frozen.
+    """
+
+    clean: Encoder
+
+    def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+        """Return the named losses of one batch (see ``mark_batch``); ``loss`` is minimised."""
+
+
+def learned_part(embedder: Embedder) -> nn.Module | None:
+    """Return the module that ``embedder`` trains beside the encoder; None if there is none."""
+    part: nn.Module | None = getattr(embedder, "learned", None)
+    return part
+
+
+def keep_learned(embedder: Embedder, folder: Path | None) -> None:
+    """Let an embedder that has something to keep (``keep``) write it into ``folder``, if any.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    keep = getattr(embedder, "keep", None)
+    if keep is not None and folder is not None:
+        keep(folder)
