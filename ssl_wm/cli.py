@@ -7,14 +7,14 @@ Exit codes: 0 done (``verify``: detected), 1 not detected, 2 inconclusive or an 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
 
 import ssl_wm
 from ssl_wm import options as o
+from ssl_wm.cli_bench import bench, stories
 from ssl_wm.cli_claims import claims
 from ssl_wm.cli_serve import serving
 from ssl_wm.cli_thief import thief
@@ -26,6 +26,8 @@ app = typer.Typer(
 )  # fmt: skip
 
 
+app.add_typer(stories)
+app.add_typer(bench, name="bench")
 app.add_typer(thief)
 app.add_typer(claims)
 app.add_typer(serving)
@@ -180,47 +182,6 @@ def probe(
     show("probe", run, as_json=as_json)
 
 
-@app.command(epilog="Example: ssl-wm demo --out demo")
-def demo(
-    out: o.Out,
-    seed: o.Seed = None,
-    images: o.ImagesSpec = None,
-    resume: o.Resume = False,
-    overwrite: o.Overwrite = False,
-    config: o.ConfigFile = None,
-    size: o.Size = None,
-    limit: o.Limit = None,
-    download: o.Download = None,
-    as_json: o.Json = False,
-) -> None:
-    """Run the whole story on small embedded images, minutes on two CPU cores.
-
-    Pretrains, marks and steals an encoder, trains an independent one, judges
-    them all, and writes result.json and report.html. The encoders and
-    owner.key stay in the folder, so that every command can be tried on them.
-    """
-    flags = {"seed": seed} | o.image_flags(images, size, limit, download)
-    _story("demo", config, flags, out, resume=resume, overwrite=overwrite, as_json=as_json)
-
-
-@app.command(epilog="Example: ssl-wm bench --config configs/demo.yaml --out runs/demo")
-def bench(
-    config: o.BenchFile,
-    out: o.Out,
-    seed: o.Seed = None,
-    images: o.ImagesSpec = None,
-    resume: o.Resume = False,
-    overwrite: o.Overwrite = False,
-    size: o.Size = None,
-    limit: o.Limit = None,
-    download: o.Download = None,
-    as_json: o.Json = False,
-) -> None:
-    """Run the story that a config tells: which encoders are made, robbed and judged."""
-    flags = {"seed": seed} | o.image_flags(images, size, limit, download)
-    _story("bench", config, flags, out, resume=resume, overwrite=overwrite, as_json=as_json)
-
-
 @app.command(epilog="Example: ssl-wm version --json")
 def version(as_json: o.Json = False) -> None:
     """Print the versions of ssl-wm and of what results depend on, and the device."""
@@ -231,21 +192,6 @@ def version(as_json: o.Json = False) -> None:
         return commands.versions()
 
     show("version", run, as_json=as_json)
-
-
-def _story(
-    command: str, config: Path | None, flags: Mapping[str, Any], out: Path, *,
-    resume: bool, overwrite: bool, as_json: bool,
-) -> None:  # fmt: skip
-    def run() -> dict[str, Any]:
-        from ssl_wm import commands
-        from ssl_wm.story import load_bench_config
-
-        place = commands.Out(out, resume=resume, overwrite=overwrite)
-        inputs = [config] if config else []
-        return commands.bench(load_bench_config(config, flags), out=place, inputs=inputs)
-
-    show(command, run, as_json=as_json)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:

@@ -59,6 +59,10 @@ Out = Annotated[
     Path,
     typer.Option("--out", metavar="DIR", help="Folder for the results; new or empty."),
 ]
+StoryOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Folder for the results; new or empty."),
+]
 OutFile = Annotated[Path, typer.Option("--out", metavar="FILE", help="The key file to write.")]
 Resume = Annotated[
     bool,
@@ -249,7 +253,7 @@ KeyTrials = Annotated[
     ),
 ]  # fmt: skip
 BenchFile = Annotated[
-    Path,
+    Path | None,
     typer.Option("--config", metavar="FILE.yaml", help="The story to run, e.g. configs/demo.yaml."),
 ]
 Version = Annotated[

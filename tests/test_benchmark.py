@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from ssl_wm.benchmark import run_benchmark
+from ssl_wm.bench.cells import run_benchmark
 from ssl_wm.errors import ConfigError
-from ssl_wm.story import BenchConfig, load_bench_config
+from ssl_wm.bench.story import BenchConfig, load_bench_config
 
 ROOT = Path(__file__).parents[1]
 FIT = {"epochs": 1, "batch_size": 64, "warmup_steps": 2}

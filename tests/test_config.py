@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ssl_wm.config import Settings, load_settings, merge, parse, read_yaml
 from ssl_wm.errors import ConfigError
-from ssl_wm.story import BenchConfig, load_bench_config
+from ssl_wm.bench.story import BenchConfig, load_bench_config
 
 ROOT = Path(__file__).parents[1]
 names = st.text("abc", min_size=1, max_size=3)

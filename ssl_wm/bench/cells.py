@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ssl_wm.bench.story import BenchConfig, BenchKey, Cell
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images, open_images
 from ssl_wm.encoders.embeddings import embed
@@ -23,7 +24,6 @@ from ssl_wm.files import canonical_json, plain, read_json, write_json, write_tex
 from ssl_wm.pictures import report_data
 from ssl_wm.report import render_html
 from ssl_wm.rng import derive_seed
-from ssl_wm.story import BenchConfig, BenchKey, Cell
 from ssl_wm.training.loop import finish
 from ssl_wm.training.pretrain import pretrain
 from ssl_wm.verification.readings import Margins
