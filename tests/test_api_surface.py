@@ -160,8 +160,8 @@ def test_only_files_py_writes_files():
 
 def test_no_module_imports_the_command_line():
     parts = (
-        "claim_commands", "cli", "cli_bench", "cli_claims", "cli_serve", "cli_thief", "commands", "options",
-        "options_thief", "outputs", "serve_commands", "terminal",
+        "claim_commands", "cli", "cli_bench", "cli_claims", "cli_serve", "cli_thief", "commands",
+        "options", "options_thief", "outputs", "serve_commands", "terminal",
     )  # fmt: skip
     top = {f"ssl_wm.{name}" for name in parts}
     for name in modules():
