@@ -16,6 +16,7 @@ import ssl_wm
 from ssl_wm import options as o
 from ssl_wm.cli_bench import bench, stories
 from ssl_wm.cli_claims import claims
+from ssl_wm.cli_detect import detecting
 from ssl_wm.cli_serve import serving
 from ssl_wm.cli_thief import thief
 from ssl_wm.terminal import NAME, run_app, show
@@ -30,6 +31,7 @@ app.add_typer(stories)
 app.add_typer(bench, name="bench")
 app.add_typer(thief)
 app.add_typer(claims)
+app.add_typer(detecting)
 app.add_typer(serving)
 
 

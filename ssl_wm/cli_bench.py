@@ -9,6 +9,8 @@ from typing import Any
 import typer
 
 from ssl_wm import options as o
+from ssl_wm import options_extraction as x
+from ssl_wm import options_robustness as r
 from ssl_wm.errors import ConfigError
 from ssl_wm.terminal import show
 
@@ -70,6 +72,42 @@ def told(
     _story("bench", config, flags, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
+@bench.command(
+    "detection",
+    epilog="Example: ssl-wm bench detection --config configs/detection-cifar10-small.yaml "
+    "--out runs/detection",
+)
+def detection(
+    config: o.MeasureFile,
+    out: o.Out,
+    images: o.ImagesSpec = None,
+    seed: o.Seed = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Run all detectors on marked and on clean encoders and compare their scores.
+
+    Writes cells/, result.json, table.md and roc.png. A cell that fails is
+    recorded and the others are run.
+    """
+    flags = {"seed": seed} | o.image_flags(images, size, limit, download)
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import detect_commands as commands
+        from ssl_wm.bench.detection import load_detection_config
+        from ssl_wm.outputs import Out
+
+        place = Out(out, resume=resume, overwrite=overwrite)
+        told = load_detection_config(config, flags)
+        return commands.bench_detection(told, out=place, inputs=[config])
+
+    show("bench detection", run, as_json=as_json)
+
+
 def _story(
     command: str, config: Path | None, flags: Mapping[str, Any], out: Path, *,
     resume: bool, overwrite: bool, as_json: bool,
@@ -83,3 +121,104 @@ def _story(
         return commands.bench(load_bench_config(config, flags), out=place, inputs=inputs)
 
     show(command, run, as_json=as_json)
+
+
+@bench.command(
+    "extraction",
+    epilog="Example: ssl-wm bench extraction --victim marked --key owner.key --null clean "
+    "--images digits --attacks cosine,mse --budgets 200,800 --out curves",
+)
+def extraction(
+    victim: x.Victim,
+    out: o.Out,
+    config: o.ConfigFile = None,
+    key: x.Key = None,
+    null: x.Nulls = None,
+    images: o.ImagesSpec = None,
+    attacks: x.Attacks = None,
+    budgets: x.Budgets = None,
+    archs: x.Archs = None,
+    pools: x.Pools = None,
+    seeds: x.Seeds = None,
+    design: x.Design = None,
+    price: x.Price = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Steal a victim in many ways, and measure every copy against the budget.
+
+    Fidelity, utility, WSR, p-value, calls and price of each attack, budget,
+    surrogate and pool, with intervals. Writes result.json, table.md and
+    curves.png; the copies stay in cells/.
+    """
+    flags = {
+        "attacks": x.split(attacks), "budgets": x.numbers(budgets, "--budgets"),
+        "archs": x.split(archs), "pools": x.split(pools), "seeds": x.numbers(seeds, "--seeds"),
+        "design": design, "price": price,
+    } | o.image_flags(images, size, limit, download)  # fmt: skip
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import extraction_commands
+        from ssl_wm.bench.extraction_plan import load_extraction_config
+
+        place = extraction_commands.Out(out, resume=resume, overwrite=overwrite)
+        inputs = [] if config is None else [config]
+        return extraction_commands.bench_extraction(
+            load_extraction_config(config, flags), victim=victim, key=key, nulls=null or [],
+            out=place, inputs=inputs,
+        )  # fmt: skip
+
+    show("bench extraction", run, as_json=as_json)
+
+
+@bench.command(
+    "robustness",
+    epilog="Example: ssl-wm bench robustness --encoder victim=marked --key owner.key --null clean "
+    "--images digits --attempts prune,noise,ftal --out washed",
+)
+def robustness(
+    out: o.Out,
+    config: o.ConfigFile = None,
+    encoder: r.Encoders = None,
+    key: r.Key = None,
+    null: r.Nulls = None,
+    images: o.ImagesSpec = None,
+    attempts: r.Attempts = None,
+    strengths: r.Strengths = None,
+    transfer_images: r.Transfer = None,
+    seeds: r.Seeds = None,
+    seed: o.Seed = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Try to wash the mark off, in many ways and strengths, and price each.
+
+    For every attempt: the least loss of utility at which the mark is no longer
+    detected. The clean encoder goes through the same, as control. Writes
+    result.json, table.md, frontier.png and one file a cell.
+    """
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import robustness_commands as washing
+        from ssl_wm.bench.robustness_plan import load_robustness_config
+
+        flags = {
+            "key": key, "encoders": washing.read_encoders(encoder), "nulls": null,
+            "attempts": x.split(attempts), "strengths": washing.read_strengths(strengths),
+            "transfer.spec": transfer_images, "seeds": seeds, "seed": seed,
+        } | o.image_flags(images, size, limit, download)  # fmt: skip
+        place = washing.Out(out, resume=resume, overwrite=overwrite)
+        return washing.bench_robustness(
+            load_robustness_config(config, flags), out=place,
+            inputs=[] if config is None else [config],
+        )  # fmt: skip
+
+    show("bench robustness", run, as_json=as_json)

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ssl_wm.calibration.calibrate import CalibrateConfig
+from ssl_wm.detection.settings import DetectionConfig
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.nulls import NullsConfig
@@ -77,6 +78,7 @@ class Settings(BaseModel):
     verify: VerifyConfig = VerifyConfig()
     nulls: NullsConfig = NullsConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+    detect: DetectionConfig = DetectionConfig()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -256,6 +256,9 @@ BenchFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE.yaml", help="The story to run, e.g. configs/demo.yaml."),
 ]
+MeasureFile = Annotated[
+    Path, typer.Option("--config", metavar="FILE.yaml", help="What is measured, and on what.")
+]
 Version = Annotated[
     bool,
     typer.Option("--version", metavar=" ", help="Print the version and exit.", show_default=False),

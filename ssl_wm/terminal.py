@@ -87,7 +87,9 @@ def interrupted(arguments: Sequence[str]) -> str:
     >>> interrupted(["steal", "--victim", "marked", "--out", "stolen"])
     'interrupted; run the same command with --resume to go on'
     """
-    if "keygen" in arguments or not any(word.startswith("--out") for word in arguments):
+    if {"keygen", "detect"} & set(arguments) or not any(
+        word.startswith("--out") for word in arguments
+    ):
         return "interrupted; nothing was written"
     if "--overwrite" in arguments:
         return "interrupted; run the same command with --resume instead of --overwrite to go on"
@@ -140,11 +142,24 @@ def result_lines(command: str, result: Mapping[str, Any]) -> list[RenderableType
         return [verdict_table(result), *tests, f"{word} p = {p} alpha = {alpha}"]
     if command == "trace":
         return trace_lines(result)
+    if command in ("detect", "bench detection"):
+        from ssl_wm.report.detection import terminal_lines
+
+        return terminal_lines(result)
     if command == "evidence check":
         whole = "whole: the verdict follows from the bundle"
         return [*result["problems"], whole if result["ok"] else "NOT whole: do not rely on it"]
     if command == "probe":
         return [f"{name}: {percent(result[name])} %" for name in ("linear", "knn")]
+    if command == "bench extraction":
+        from ssl_wm.report.extraction import extraction_notes, extraction_table
+
+        files = ", ".join(result["files"])
+        return [extraction_table(result), *extraction_notes(result), f"files: {files}"]
+    if command == "bench robustness":
+        from ssl_wm.report.robustness import robustness_lines
+
+        return robustness_lines(result)
     if command in ("demo", "bench"):
         told = [verdict_sentence(name, verdict) for name, verdict in result["verdicts"].items()]
         return [result_table(result), *told, f"report: {result['report']}"]

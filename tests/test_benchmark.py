@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from ssl_wm.bench.cells import run_benchmark
-from ssl_wm.errors import ConfigError
 from ssl_wm.bench.story import BenchConfig, load_bench_config
+from ssl_wm.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 FIT = {"epochs": 1, "batch_size": 64, "warmup_steps": 2}
@@ -115,17 +115,3 @@ def test_story_that_cannot_be_told_is_refused_before_any_training(tmp_path, chan
     path.write_text(yaml.safe_dump({**STORY, **change}, sort_keys=False))
     with pytest.raises(ConfigError, match=words):
         load_bench_config(path, {})
-
-
-def test_every_config_file_in_the_repository_parses():
-    from ssl_wm.config import load_settings
-
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
-        if "encoders" in yaml.safe_load(path.read_text()):
-            load_bench_config(path, {})
-        else:
-            load_settings(path, {})
-
-
-def test_packaged_demo_is_the_config_in_the_repository():
-    assert load_bench_config(None, {}) == load_bench_config(ROOT / "configs" / "demo.yaml", {})

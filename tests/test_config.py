@@ -9,11 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ssl_wm.bench.detection import DetectionBench
+from ssl_wm.bench.extraction_plan import ExtractionConfig
+from ssl_wm.bench.robustness_plan import RobustnessConfig
+from ssl_wm.bench.story import BenchConfig, load_bench_config
 from ssl_wm.config import Settings, load_settings, merge, parse, read_yaml
 from ssl_wm.errors import ConfigError
-from ssl_wm.bench.story import BenchConfig, load_bench_config
 
 ROOT = Path(__file__).parents[1]
+MODELS = {
+    "detection": DetectionBench, "extraction": ExtractionConfig, "robustness": RobustnessConfig,
+}  # fmt: skip
 names = st.text("abc", min_size=1, max_size=3)
 trees = st.recursive(
     st.integers() | st.text("xyz"), lambda below: st.dictionaries(names, below), max_leaves=8
@@ -150,7 +156,8 @@ def test_the_packaged_demo_is_the_one_in_configs():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_config_that_is_handed_out_loads(path):
-    model = BenchConfig if "encoders" in read_yaml(path) else Settings
+    model = MODELS.get(path.name.partition("-")[0])
+    model = model or (BenchConfig if "encoders" in read_yaml(path) else Settings)
     assert isinstance(parse(model, read_yaml(path), source=str(path)), model)
 
 

@@ -1,0 +1,282 @@
+"""The robustness benchmark: attempts to wash a mark off, and what each costs in utility.
+
+Each (encoder, attempt, strength, repetition) is one JSON file below ``OUT/cells``, written whole
+or not at all. What is there already, made with the same settings, is not run again; a failed
+cell is.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_wm.bench.detection_cells import kept
+from ssl_wm.bench.robustness_open import Opened
+from ssl_wm.bench.robustness_plan import (
+    CONTROL,
+    UNTOUCHED,
+    Cell,
+    RobustnessConfig,
+    expand,
+    missing_images,
+)
+from ssl_wm.bench.robustness_rows import summary
+from ssl_wm.calibration.calibrate import key_p_values
+from ssl_wm.calibration.fresh import fresh_triples, places_among
+from ssl_wm.console import say
+from ssl_wm.data.sources import ImageSet
+from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.errors import OutputError, SslWmError, VerificationError
+from ssl_wm.files import plain, write_json
+from ssl_wm.removal.remove import REMOVALS, parts_of, remove
+from ssl_wm.rng import torch_stream
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.knn import knn_predict
+from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.probe import fit_probe
+from ssl_wm.verification.readings import Margins, read_margins, read_rates
+from ssl_wm.verification.statistics import draw_joint_keys, null_centred
+from ssl_wm.verification.verdict import Verdict
+from ssl_wm.verification.verify import affordable, digest, judge
+from ssl_wm.versions import versions
+
+Facts = dict[str, Any]
+MOST_DRAWS = 199_999
+"""Random joint keys behind the p-values of the fresh keys on the control, at most."""
+
+
+class RobustnessBench:
+    """One run of a config into one folder.
+
+    Args:
+        config: the settings.
+        opened: what they name.
+        out: the folder; finished cells in it are kept.
+    """
+
+    def __init__(self, config: RobustnessConfig, *, opened: Opened, out: Path) -> None:
+        self.config, self.opened, self.out = config, opened, out
+        self.skipped = missing_images(config)
+        self.cells = expand(config, skipped=self.skipped)
+        self.verify = affordable(config.verify, opened.key)
+        train = opened.images.train
+        self.thief = _some(train, config.thief_limit, config.seed, "thief")
+        self.fitted = _some(train, config.utility_limit, config.seed, "utility")
+        self.transfer = opened.transfer and _some(
+            opened.transfer, config.thief_limit, config.seed, "transfer"
+        )
+
+    def run(self) -> Facts:
+        """Run what is missing; return and write ``result.json``.
+
+        A cell that fails with an error of ours is noted as failed and the run goes on.
+
+        Raises:
+            ConfigError: a finished cell was made with other settings; the first is named.
+            VerificationError: the key can give no p-value as low as alpha.
+            OutputError: the folder cannot be written to.
+        """
+        done: dict[Cell, Facts] = {}
+        for cell in self.cells:
+            facts = kept(cell.path(self.out), self.identity(cell))
+            if facts is not None:
+                done[cell] = facts
+        for number, cell in enumerate(self.cells, start=1):
+            if cell not in done:
+                done[cell] = self._run(cell)
+                told = f"{number} of {len(self.cells)}, {cell.name}"
+                say(f"{told}: {_told(done[cell])}")
+            if cell.attempt == UNTOUCHED:
+                _refuse_undecided(done[cell])
+        config = self.config
+        result = plain({
+            "title": config.title, **summary(done, config=config),
+            "skipped": self.skipped, "versions": versions(),
+            "settings": config.model_dump(mode="json"), "common": self.common,
+            "seconds": round(sum(facts["seconds"]["all"] for facts in done.values()), 1),
+        })  # fmt: skip
+        write_json(self.out / "result.json", result)
+        return dict(result)
+
+    @cached_property
+    def common(self) -> Facts:
+        """All that every cell's result depends on."""
+        opened, config = self.opened, self.config
+        images = opened.images
+        return {
+            "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
+            "key": f"{opened.key.commitment}/{opened.key.beacon}",
+            "nulls": [digest(null) or spec for spec, null in opened.nulls.items()],
+            "verify": self.verify.model_dump(mode="json"), "seed": config.seed,
+            "utility_limit": config.utility_limit, "neighbours": config.neighbours,
+        }  # fmt: skip
+
+    def identity(self, cell: Cell) -> Facts:
+        """Return all that the cell's result depends on."""
+        facts = {
+            **self.common, "encoder": self.opened.names[cell.encoder], "attempt": cell.attempt,
+            "strengths": list(cell.strengths), "repetition": cell.repetition,
+            "control_keys": self.config.control_keys if cell.encoder == CONTROL else 0,
+        }  # fmt: skip
+        images = self._needed(cell)
+        if images is not None:
+            facts["thief"] = {"limit": self.config.thief_limit, "images": images.fingerprint}
+            facts["removal"] = self.config.removal.model_dump(mode="json")
+        return facts
+
+    def _needed(self, cell: Cell) -> ImageSet | None:
+        """Return the thief's images where the attempt needs any."""
+        if cell.attempt == UNTOUCHED:
+            return None
+        needs = {REMOVALS[part].needs for part in parts_of(cell.attempt)}
+        if "other labels" in needs:
+            return self.transfer
+        return None if needs == {"nothing"} else self.thief
+
+    def _run(self, cell: Cell) -> Facts:
+        """Run one cell and write its file."""
+        facts: Facts = {"identity": self.identity(cell), "cell": asdict(cell)}
+        began = time.perf_counter()
+        seconds: dict[str, float] = {}
+        try:
+            encoder = self._attempt(cell)
+            seconds["attempt"] = time.perf_counter() - began
+            facts |= self._judge(cell, encoder)
+            seconds["verify"] = time.perf_counter() - began - sum(seconds.values())
+            facts |= self._utility(encoder)
+            seconds["utility"] = time.perf_counter() - began - sum(seconds.values())
+        except OutputError:
+            raise
+        except SslWmError as error:
+            facts = {"identity": facts["identity"], "cell": facts["cell"], "error": str(error)}
+        seconds["all"] = time.perf_counter() - began
+        facts["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+        facts = plain(facts)
+        write_json(cell.path(self.out), facts)
+        return facts
+
+    def _attempt(self, cell: Cell) -> Encoder:
+        encoder = self.opened.encoders[cell.encoder]
+        if cell.attempt == UNTOUCHED:
+            return encoder
+        return remove(
+            encoder, attempt=cell.attempt, strength=cell.strengths, images=self._needed(cell),
+            seed=cell.seed(self.config.seed), config=self.config.removal,
+        )  # fmt: skip
+
+    @cached_property
+    def _known(self) -> list[Margins]:
+        """Margins of the null encoders, read once."""
+        key, images, read = self.opened.key, self.opened.images, self.verify.read
+        return [
+            read_margins(ask(null, key, images, config=read), key, config=read)
+            for null in self.opened.nulls.values()
+        ]
+
+    def _nulls_for(self, name: str) -> list[Margins]:
+        """Return the nulls' margins; without an encoder's own where there are others."""
+        encoder = {name: self.opened.encoders[name]}
+        own = places_among(encoder, list(self.opened.nulls.values()))[name]
+        if own is None or len(self._known) == 1:
+            return self._known
+        return [each for place, each in enumerate(self._known) if place != own]
+
+    def _judge(self, cell: Cell, encoder: Encoder) -> Facts:
+        key, read = self.opened.key, self.verify.read
+        answers = ask(encoder, key, self.opened.images, config=read)
+        margins = read_margins(answers, key, config=read)
+        rates = read_rates(answers, key, config=read)
+        nulls = self._nulls_for(cell.encoder)
+        verdict = judge(margins, nulls=nulls, rates=rates, key=key, config=self.verify, facts={})
+        facts = {"verdict": _kept_of(verdict)}
+        if cell.encoder == CONTROL and self.config.control_keys:
+            facts["fresh"] = self._fresh(cell, margins, nulls, alpha=verdict.alpha)
+        return facts
+
+    def _fresh(self, cell: Cell, margins: Margins, nulls: list[Margins], *, alpha: float) -> Facts:
+        """Return how many fresh random keys, drawn for this cell alone, are found."""
+        key, count = self.opened.key, self.config.control_keys
+        statistics = null_centred(
+            contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls])
+        )
+        triples = fresh_triples(key, cell.seed(self.config.seed), "control", count=count)
+        p_values = key_p_values(statistics, triples, drawn=self._drawn)
+        return {"keys": count, "detected": int((p_values <= alpha).sum())}
+
+    @cached_property
+    def _drawn(self) -> np.ndarray:
+        key, draws = self.opened.key, min(self.verify.draws, MOST_DRAWS)
+        return draw_joint_keys(len(key.groups), sub_keys=len(key.sub_keys), draws=draws, seed=0)
+
+    def _utility(self, encoder: Encoder) -> Facts:
+        """Return accuracies of both readers and which test images they get right."""
+        precision, test = self.verify.read.precision, self.opened.images.test
+        z, z_test = (embed(encoder, part, precision=precision) for part in (self.fitted, test))
+        labels = self.fitted.labels
+        said = {
+            "linear": fit_probe(z, labels).predict(z_test),
+            "knn": knn_predict(z_test, z, labels, k=self.config.neighbours),
+        }
+        hits = {name: answer == test.labels for name, answer in said.items()}
+        return {
+            "utility": {name: float(each.double().mean()) for name, each in hits.items()},
+            "hits": {name: packed(each) for name, each in hits.items()},
+            "tested": len(test),
+        }
+
+
+def packed(hits: Tensor) -> str:
+    """Return booleans (N,) as hex, eight to a byte.
+
+    >>> packed(torch.tensor([True, False, False, False, False, False, False, True, True]))
+    '8180'
+    """
+    return np.packbits(hits.numpy()).tobytes().hex()
+
+
+def _some(images: ImageSet, limit: int | None, seed: int, purpose: str) -> ImageSet:
+    """Return at most ``limit`` of the images, drawn at random."""
+    if limit is None or limit >= len(images):
+        return images
+    order = torch.randperm(len(images), generator=torch_stream(seed, "robustness", purpose))
+    return images.subset(order[:limit].sort().values)
+
+
+def _kept_of(verdict: Verdict) -> Facts:
+    subs = verdict.sub_keys
+    return {
+        "decision": verdict.decision, "p_value": verdict.p_value, "alpha": verdict.alpha,
+        "smallest_p": verdict.smallest_p, "statistic": verdict.position, "wsr": verdict.wsr,
+        "wfpr": verdict.wfpr, "reader": verdict.reader, "reason": verdict.reason,
+        "margin": float(np.mean([sub.margin - sub.null_margin for sub in subs])),
+    }  # fmt: skip
+
+
+def _refuse_undecided(facts: Facts) -> None:
+    """Do nothing where the untouched encoder could be read and judged.
+
+    Raises:
+        VerificationError: it could not, so no attempt on it has anything to be compared with.
+    """
+    name = facts["cell"]["encoder"]
+    if "error" in facts:
+        raise VerificationError(f"encoder '{name}' cannot be measured: {facts['error']}")
+    if facts["verdict"]["decision"] == "inconclusive":
+        raise VerificationError(f"encoder '{name}': {facts['verdict']['reason']}")
+
+
+def _told(facts: Facts) -> str:
+    if "error" in facts:
+        return f"failed: {facts['error']}"
+    return (
+        f"p = {facts['verdict']['p_value']:.2g}, linear {100 * facts['utility']['linear']:.1f} %, "
+        f"{facts['seconds']['all']:.1f} s"
+    )
