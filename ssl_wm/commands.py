@@ -43,6 +43,7 @@ def pretrain(settings: Settings, *, out: Out) -> Result:
     if "arch" not in settings.pretrain.model_fields_set:
         raise ConfigError("name the architecture: --arch convnet-s, or pretrain: arch: in --config")
     images = open_chosen(settings)
+    pretraining.begun(settings.pretrain)
     folder = out.claim(inputs=[images.spec])
     if not out.begin("pretrain", settings=settings.pretrain, images=images):
         with out.running():
@@ -137,6 +138,7 @@ def watermark(settings: Settings, *, encoder: str, key: Path, out: Out) -> Resul
     out.check()
     secret, clean, images = load_key(key), load_encoder(encoder), open_chosen(settings)
     secret.check_images(images)
+    marking.checked_method(settings.watermark)
     folder = out.claim(inputs=[encoder, key, images.spec])
     facts = {"encoder": encoder_digest(clean), "key": secret.commitment}
     if not out.begin("watermark", settings=settings.watermark, images=images, **facts):
@@ -162,6 +164,7 @@ def steal(
     out.check()
     asked, images = load_encoder(victim), open_chosen(settings)
     told = theft.quote(settings.steal, pool=len(images.train), price=price, rate=rate)
+    theft.begun(settings.steal)
     folder = out.claim(inputs=[victim, images.spec])
     # A service or a function has no weights: its spec stands for it.
     facts = {"victim": encoder_digest(asked) if asked.backbone.state_dict() else victim}

@@ -81,14 +81,32 @@ class Settings(BaseModel):
     detect: DetectionConfig = DetectionConfig()
 
 
+class DuplicateKeyError(yaml.constructor.ConstructorError):
+    """A setting stands twice in one mapping."""
+
+
+class _Once(yaml.SafeLoader):
+    """Plain data only, and no setting twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in names:
+                    said = f"'{key.value}' is set twice"
+                    raise DuplicateKeyError(None, None, said, key.start_mark)
+                names.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML or holds no mapping.
+        ConfigError: the file is missing, is not YAML, holds no mapping or a setting twice.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = _Once(path.read_text()).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"config {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -96,6 +114,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" (line {where.line + 1})" if where else ""
+        if isinstance(error, DuplicateKeyError):
+            raise ConfigError(f"config {path}{line}: {error.problem}; keep one of them") from None
         raise ConfigError(f"config {path} is not YAML{line}: plain data only") from error
     if not isinstance(data, dict):
         raise ConfigError(f"config {path} must be a mapping of settings, e.g. 'images: ...'")

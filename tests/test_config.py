@@ -137,6 +137,14 @@ def test_merging_nothing_changes_nothing(data):
     assert merge(data, dict.fromkeys(["a", "b.c"])) == data
 
 
+def test_a_setting_that_stands_twice_is_refused_with_its_line(tmp_path):
+    path = write(tmp_path, "steal:\n  attack: mse\n  budget: 5\n  attack: cosine\n")
+    with pytest.raises(ConfigError, match=r"my.yaml \(line 4\): 'attack' is set twice"):
+        read_yaml(path)
+    twice_apart = write(tmp_path, "steal: {seed: 1}\nwatermark: {seed: 2}\n")
+    assert read_yaml(twice_apart) == {"steal": {"seed": 1}, "watermark": {"seed": 2}}
+
+
 @given(st.dictionaries(names, trees), st.lists(names, min_size=1, max_size=3), st.integers())
 def test_a_merged_value_is_found_at_its_path_and_the_input_stays(data, path, value):
     before = repr(data)

@@ -155,10 +155,23 @@ def test_overwriting_never_throws_away_what_is_read_or_worked_in(made, monkeypat
     assert (made / "owner.key").exists()
 
 
-def test_a_spec_that_cannot_be_loaded_throws_nothing_away(tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("steal", "--victim", "convnet-zz"),
+        ("steal", "--victim", "convnet-xs", "--arch", "convnet-zz"),
+        ("steal", "--victim", "convnet-xs", "--attack", "cosin"),
+        ("steal", "--victim", "convnet-xs", "--budget", "1000000"),
+        ("pretrain", "--arch", "convnet-zz"),
+        ("pretrain", "--arch", "convnet-xs", "--objective", "simclear"),
+        ("watermark", "--encoder", "MADE/clean", "--key", "MADE/owner.key", "--method", "moove"),
+    ],
+)
+def test_a_setting_that_cannot_work_throws_nothing_away(words, made, tmp_path):
     (tmp_path / "old").write_text("an earlier run")
-    words = ("steal", "--victim", "convnet-zz", *DIGITS, "--out", tmp_path, "--overwrite")
-    assert run(*words).code == 2
+    told = [word.replace("MADE", str(made)) for word in words]
+    ran = run(*told, *DIGITS, "--out", tmp_path, "--overwrite")
+    assert ran.code == 2, ran.err
     assert (tmp_path / "old").exists()
 
 

@@ -73,7 +73,7 @@ def steal(
     """
     attack = checked_attack(config)
     planned = plan(config, pool=len(images))
-    start = _begun(config)  # what cannot be built is told before anything is asked
+    start = begun(config)  # what cannot be built is told before anything is asked
     transfer = gather(victim, images, config=config, planned=planned, start=start, folder=folder)
     answered = transfer
     if config.denoise:
@@ -190,8 +190,13 @@ def _selected(config: StealConfig, images: ImageSet, *, start: Encoder, count: i
     )  # fmt: skip
 
 
-def _begun(config: StealConfig) -> Encoder:
-    """Return the encoder that the surrogate begins as, of its own width."""
+def begun(config: StealConfig) -> Encoder:
+    """Return the encoder that the surrogate begins as, of its own width.
+
+    Raises:
+        ConfigError: the architecture is unknown.
+        EncoderError: the encoder to start from cannot be loaded.
+    """
     if config.start is not None:
         return load_encoder(config.start)
     return build_encoder(config.arch, seed=derive_seed(config.seed, "surrogate"))

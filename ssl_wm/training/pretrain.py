@@ -97,14 +97,23 @@ def pretrain(
         ConfigError: the objective or the architecture is unknown.
         TrainingError: the loss is not finite.
     """
-    name = choose(config.objective, OBJECTIVES, what="objective")
-    encoder = build_encoder(config.arch, seed=derive_seed(config.seed, "weights"))
+    name, encoder = begun(config)
     encoder.made = {"stage": "pretrain", "config": config.model_dump(mode="json")}
     objective = build_objective(name, encoder, seed=config.seed, size=images.size)
     task = PretrainTask(encoder, objective, images, config=config)
     run = {"stage": "pretrain", "config": config.model_dump(), "images": images.fingerprint}
     lines = fit(task, config=config.fit, title=f"pretrain ({name})", folder=folder, run=run)
     return encoder.eval(), lines
+
+
+def begun(config: PretrainConfig) -> tuple[str, Encoder]:
+    """Return the objective's name and the encoder with its first weights.
+
+    Raises:
+        ConfigError: the objective or the architecture is unknown.
+    """
+    name = choose(config.objective, OBJECTIVES, what="objective")
+    return name, build_encoder(config.arch, seed=derive_seed(config.seed, "weights"))
 
 
 def build_objective(name: str, encoder: Encoder, *, seed: int, size: tuple[int, int]) -> Objective:

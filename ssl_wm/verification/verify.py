@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.watermark.key import OpenKey
 
+LOG = logging.getLogger(__name__)
 Rates = list[dict[str, dict[str, object]]]
 
 
@@ -73,7 +75,11 @@ def verify(
     if config.access == "labels":
         answers = as_labels(answers)
     known = read_nulls(nulls, key, images, suspect=answers, config=config, memory=memory)
-    facts = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
+    facts: dict[str, Any] = {
+        "suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls],
+    }  # fmt: skip
+    if key.terms.encoder not in (None, *facts["nulls"]):
+        LOG.warning("the key commits to a clean encoder that is no null encoder here; ask for it")
     return judge_answers(answers, nulls=known, key=key, config=config, facts=facts)
 
 

@@ -147,8 +147,7 @@ def watermark(
     """
     config = config or WatermarkConfig()
     key.check_images(images, splits=("train",))
-    build, options = EMBEDDERS[choose(config.method, EMBEDDERS, what="watermark method")]
-    settings = read_options(options, config.options, method=config.method)
+    build, settings = checked_method(config)
     teacher = copy.deepcopy(clean).eval().requires_grad_(False)
     marked = copy.deepcopy(clean).requires_grad_(True)
     embedder = build(teacher, images.train, key, config=settings)
@@ -172,6 +171,16 @@ def watermark(
         "key": key.commitment,
     }
     return marked.requires_grad_(True).eval(), lines
+
+
+def checked_method(config: WatermarkConfig) -> tuple[Any, BaseModel]:
+    """Return what builds the embedder that ``config`` names, and its settings.
+
+    Raises:
+        ConfigError: the method or one of its options is unknown or out of range.
+    """
+    build, options = EMBEDDERS[choose(config.method, EMBEDDERS, what="watermark method")]
+    return build, read_options(options, config.options, method=config.method)
 
 
 def read_options(model: type[BaseModel], options: dict[str, Any], *, method: str) -> BaseModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from typing import Any
 
@@ -203,6 +204,16 @@ def test_a_later_look_is_held_to_a_smaller_alpha(marked, clean, key, images, ver
 
 
 # --- what cannot be judged ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_null_that_is_not_the_committed_clean_encoder_is_told(
+    marked, clean, key, images, caplog, shown
+):
+    committed = encoder_digest(clean if shown else marked)
+    other = dataclasses.replace(key, terms=dataclasses.replace(key.terms, encoder=committed))
+    verify(marked, key=other, images=images, nulls=[clean], config=CONFIG)
+    assert ("commits to a clean encoder" in caplog.text) == (not shown)
 
 
 def test_a_key_for_other_images_is_refused(world, marked, clean, key):
