@@ -186,7 +186,7 @@ def _safe(text: str) -> str:
     """Return ``text`` as a part of a file name; with a piece of its hash where it was changed.
 
     >>> _safe("convnet-s+64"), _safe("data/gtsrb")
-    ('convnet-s+64', 'data-gtsrb-c9b9f2')
+    ('convnet-s+64', 'data-gtsrb-e22a82')
     """
     kept = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[-40:]
     return text if kept == text else f"{kept}-{sha256_bytes(text.encode())[:6]}"
