@@ -11,6 +11,7 @@ import typer
 from ssl_wm import options as o
 from ssl_wm import options_extraction as x
 from ssl_wm import options_robustness as r
+from ssl_wm import options_speed as v
 from ssl_wm.errors import ConfigError
 from ssl_wm.terminal import show
 
@@ -222,3 +223,37 @@ def robustness(
         )  # fmt: skip
 
     show("bench robustness", run, as_json=as_json)
+
+
+@bench.command("speed", epilog="Example: ssl-wm bench speed --only knn,probe --out speed")
+def speed(
+    out: o.Out,
+    config: o.ConfigFile = None,
+    only: v.Only = None,
+    quick: v.Quick = False,
+    repeats: v.Repeats = None,
+    device: v.Device = None,
+    seed: o.Seed = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    as_json: o.Json = False,
+) -> None:
+    """Measure the speed of each stage beside lightly's and scikit-learn's way.
+
+    Both sides are run in turns on this machine; each measurement gives a ratio
+    with its range over the repeats. Also the peak memory of each stage. Writes
+    speed.json, speed.md and speed.png.
+    """
+    flags = {
+        "cases": x.split(only), "quick": quick or None, "repeats": repeats, "device": device,
+        "seed": seed,
+    }  # fmt: skip
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import speed_commands as speeds
+
+        place = speeds.Out(out, resume=resume, overwrite=overwrite)
+        inputs = [] if config is None else [config]
+        return speeds.bench_speed(speeds.load_speed_config(config, flags), out=place, inputs=inputs)
+
+    show("bench speed", run, as_json=as_json)

@@ -160,6 +160,10 @@ def result_lines(command: str, result: Mapping[str, Any]) -> list[RenderableType
         from ssl_wm.report.robustness import robustness_lines
 
         return robustness_lines(result)
+    if command == "bench speed":
+        from ssl_wm.report import speed
+
+        return speed.terminal_lines(result)
     if command in ("demo", "bench"):
         told = [verdict_sentence(name, verdict) for name, verdict in result["verdicts"].items()]
         return [result_table(result), *told, f"report: {result['report']}"]

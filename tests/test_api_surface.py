@@ -162,8 +162,8 @@ def test_no_module_imports_the_command_line():
     parts = (
         "claim_commands", "cli", "cli_bench", "cli_claims", "cli_detect", "cli_serve", "cli_thief",
         "commands", "detect_commands", "extraction_commands", "options", "options_extraction",
-        "options_robustness", "options_thief", "outputs", "robustness_commands", "serve_commands",
-        "terminal",
+        "options_robustness", "options_speed", "options_thief", "outputs", "robustness_commands",
+        "serve_commands", "speed_commands", "terminal",
     )  # fmt: skip
     top = {f"ssl_wm.{name}" for name in parts}
     for name in modules():

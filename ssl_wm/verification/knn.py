@@ -36,9 +36,12 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Return rows of length 1, float32, whatever their scale."""
-    rows = rows.float()
-    return F.normalize(rows / rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-38), dim=1)
+    """Return rows of length 1, float32, whatever their scale; a block is copied at a time."""
+    result = torch.empty(rows.shape, dtype=torch.float32)
+    for part, out in zip(rows.split(BLOCK), result.split(BLOCK), strict=True):
+        part = part.float()
+        F.normalize(part / part.abs().amax(dim=1, keepdim=True).clamp(min=1e-38), dim=1, out=out)
+    return result
 
 
 def knn_predict(
