@@ -19,6 +19,7 @@ from ssl_wm.cli_claims import claims
 from ssl_wm.cli_detect import detecting
 from ssl_wm.cli_serve import serving
 from ssl_wm.cli_thief import thief
+from ssl_wm.processes import running_command
 from ssl_wm.terminal import NAME, run_app, show
 
 app = typer.Typer(
@@ -199,4 +200,5 @@ def version(as_json: o.Json = False) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command in ``argv`` (default: the process's) and exit with its code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.exit(run_app(app, arguments))
+    with running_command(arguments):
+        sys.exit(run_app(app, arguments))

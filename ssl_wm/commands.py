@@ -39,7 +39,7 @@ def pretrain(settings: Settings, *, out: Out) -> Result:
     Raises:
         SslWmError: bad settings, images or folder.
     """
-    out.check()
+    out.check(shared=True)
     if "arch" not in settings.pretrain.model_fields_set:
         raise ConfigError("name the architecture: --arch convnet-s, or pretrain: arch: in --config")
     images = open_chosen(settings)
@@ -135,7 +135,7 @@ def watermark(settings: Settings, *, encoder: str, key: Path, out: Out) -> Resul
     Raises:
         SslWmError: bad settings, images, encoder, key or folder.
     """
-    out.check()
+    out.check(shared=True)
     secret, clean, images = load_key(key), load_encoder(encoder), open_chosen(settings)
     secret.check_images(images)
     marking.checked_method(settings.watermark)
@@ -161,7 +161,7 @@ def steal(
     Raises:
         SslWmError: bad settings, images, encoder or folder.
     """
-    out.check()
+    out.check(shared=True)
     asked, images = load_encoder(victim), open_chosen(settings)
     told = theft.quote(settings.steal, pool=len(images.train), price=price, rate=rate)
     theft.begun(settings.steal)

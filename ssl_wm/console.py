@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ssl_wm.processes import first_process
+
 Advance = Callable[[int], None]
 
 
@@ -22,8 +24,11 @@ def progress(description: str, *, total: int) -> Iterator[Advance]:
     """Show a progress bar while the block runs; it yields ``advance(steps)``.
 
     On a terminal the bar redraws in place; elsewhere one line is printed once the block has
-    ended well.
+    ended well. Of several processes only the first one shows it.
     """
+    if not first_process():
+        yield lambda steps: None
+        return
     console = error_console()
     if not console.is_terminal:
         began, done = time.perf_counter(), 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,12 @@ from ssl_wm.data.sources import Images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import read_facts, save_encoder
 from ssl_wm.encoders.saved import FACTS
-from ssl_wm.errors import OutputError, SslWmError
+from ssl_wm.errors import OutputError, SslWmError, TrainingError
 from ssl_wm.files import claim_folder, plain, read_json, write_json
+from ssl_wm.processes import check_alone, first_process, follow, share_command
+from ssl_wm.training.checkpoint import without_devices
 from ssl_wm.training.loop import finish
+from ssl_wm.training.parallel import wait_for_first
 from ssl_wm.versions import versions
 
 SETTINGS = "settings.json"
@@ -36,16 +38,32 @@ class Out:
     resume: bool = False
     overwrite: bool = False
 
-    def check(self) -> None:
+    def check(self, *, shared: bool = False) -> None:
         """Refuse a folder that cannot be used, before any work is done.
 
+        Processes other than the first wait here until it trains; they end where nothing is left
+        to be trained.
+
+        Args:
+            shared: whether several processes can run the command.
+
         Raises:
+            ConfigError: there are several processes, and they cannot.
             OutputError: it is a file, or holds something and neither flag was given.
         """
         if self.resume and self.overwrite:
             raise OutputError("--resume keeps what is in --out, --overwrite does not; give one")
-        if first_process() and not self.overwrite:
-            claim_folder(self.folder, resume=self.resume)
+        if shared:
+            share_command()
+        check_alone()
+        follow()
+        if first_process():
+            if not self.overwrite:
+                claim_folder(self.folder, resume=self.resume)
+        elif self.resume and (self.folder / FACTS).is_file():
+            raise SystemExit(0)
+        else:
+            wait_for_first(whole_command=True)
 
     def claim(self, *, inputs: Sequence[str | Path] = ()) -> Path:
         """Return the folder, emptied where it is to be overwritten.
@@ -75,6 +93,8 @@ class Out:
     def begin(self, command: str, *, settings: BaseModel, images: Images, **inputs: str) -> bool:
         """Write ``settings.json`` and return whether the run had already ended.
 
+        The run may be shared by several processes, and resumed by another number of them.
+
         Raises:
             OutputError: the run to be resumed had other settings or inputs.
         """
@@ -82,17 +102,20 @@ class Out:
             "command": command, "settings": settings.model_dump(mode="json"),
             "inputs": {"images": images.train.fingerprint, **inputs},
         })  # fmt: skip
+        if not first_process():
+            return False
         path = self.folder / SETTINGS
         if path.is_file():
             before = read_json(path, error=OutputError, what="settings")
             for name, value in run.items():
-                difference = first_difference(before.get(name), value, name=name)
+                then, now = without_devices(before.get(name)), without_devices(value)
+                difference = first_difference(then, now, name=name)
                 if difference:
                     raise OutputError(
                         f"--out {self.folder} holds a run with other settings ({difference}); "
                         "resume with the settings of then, or use --overwrite"
                     )
-        elif first_process():
+        else:
             opened = {
                 "spec": images.spec, "size": list(images.train.size),
                 "train": len(images.train), "test": len(images.test),
@@ -102,10 +125,17 @@ class Out:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Leave the folder empty when bad input ends the block before anything was made."""
+        """Leave the folder empty when bad input ends the block before anything was made.
+
+        What ends the training of all processes is told by the first one alone.
+        """
         try:
             yield
-        except SslWmError:
+        except SslWmError as error:
+            if not first_process():
+                if isinstance(error, TrainingError):
+                    raise SystemExit(2) from error
+                raise
             if [path.name for path in self.folder.iterdir()] == [SETTINGS]:
                 (self.folder / SETTINGS).unlink()
             raise
@@ -127,11 +157,6 @@ class Out:
             "sha256": facts.sha256, "epochs": len(lines),
             "metrics": json.loads(lines[-1]) if lines else {},
         }  # fmt: skip
-
-
-def first_process() -> bool:
-    """Return whether this process writes; Fabric starts the command again for each other one."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def first_difference(before: object, now: object, *, name: str) -> str:

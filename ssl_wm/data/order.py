@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssl_wm.errors import DataError
 from ssl_wm.rng import torch_stream
 
 
@@ -18,17 +19,28 @@ def batch_indices(
 ) -> Tensor:
     """Return one process's image indices of a step, (batch_size / world,).
 
-    The permutation is cut into whole batches; a batch is dealt out to the processes in turn,
-    so any number of processes sees the same global batches.
+    The permutation is cut into whole batches, and a batch into equal shares, one after another,
+    so any number of processes sees the same global batches in the same order.
+
+    Raises:
+        DataError: a short batch (fewer images than ``batch_size``) has no equal shares.
 
     >>> one = batch_indices(10, seed=0, epoch=1, step=1, batch_size=4)
     >>> two = [batch_indices(10, seed=0, epoch=1, step=1, batch_size=4, rank=r, world=2)
     ...        for r in (0, 1)]
-    >>> sorted(one.tolist()) == sorted(torch.cat(two).tolist())
+    >>> one.tolist() == torch.cat(two).tolist()
     True
     """
     order = epoch_order(count, seed=seed, epoch=epoch)
-    return order[step * batch_size : (step + 1) * batch_size][rank::world]
+    whole = order[step * batch_size : (step + 1) * batch_size]
+    if len(whole) % world:
+        raise DataError(
+            f"a batch of {len(whole)} images cannot be shared equally by {world} processes; there "
+            f"are {count} images and fit.batch_size is {batch_size}: make it smaller, or use fewer "
+            "processes"
+        )
+    share = len(whole) // world
+    return whole[rank * share : (rank + 1) * share]
 
 
 def whole_batches(count: int, *, batch_size: int) -> int:

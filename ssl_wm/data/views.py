@@ -50,39 +50,76 @@ class ViewConfig(BaseModel):
     grey: float = Field(0.2, ge=0, le=1)
 
 
-def augment(images: Tensor, *, config: ViewConfig, generator: Generator) -> Tensor:
+class Draws:
+    """Random numbers for a batch, or for one process's share of it.
+
+    The numbers of the whole batch are drawn and the share's are kept, so that an image's view does
+    not depend on how many processes there are.
+
+    Args:
+        count: images of this share.
+        generator: the stream, on the images' device.
+        rank: which of the equal shares this is.
+        world: how many shares there are.
+    """
+
+    def __init__(self, count: int, *, generator: Generator, rank: int = 0, world: int = 1) -> None:
+        self.total, self.rows = count * world, slice(rank * count, (rank + 1) * count)
+        self.generator, self.device = generator, generator.device
+
+    def uniform(self, *leading: int) -> Tensor:
+        """Return numbers in [0, 1), (..., count), after the ``leading`` sizes."""
+        drawn = torch.rand(*leading, self.total, generator=self.generator, device=self.device)
+        return drawn[..., self.rows]
+
+    def order(self, parts: int) -> Tensor:
+        """Return a random order of ``parts`` things for each image, (count, parts)."""
+        drawn = torch.rand(self.total, parts, generator=self.generator, device=self.device)
+        return drawn[self.rows].argsort(dim=1)
+
+
+def augment(
+    images: Tensor, *, config: ViewConfig, generator: Generator, rank: int = 0, world: int = 1
+) -> Tensor:
     """Return one random view of each image.
 
     Args:
         images: (B, 3, H, W), uint8 or float in [0, 1].
         config: strengths and probabilities.
         generator: stream of the parameters, on the images' device.
+        rank: which of ``world`` equal shares of a batch ``images`` is; its views are those that
+            the images have in the whole batch.
+        world: shares of the batch.
 
     Returns:
         (B, 3, H, W) float in [0, 1].
     """
     with torch.autocast(images.device.type, enabled=False):  # colours need more than bfloat16
         x = images.float() / 255 if images.dtype == torch.uint8 else images
-        x = random_crop_flip(x, config=config, generator=generator)
-        matrix, offset = colour_maps(x.mean(dim=(2, 3)), config=config, generator=generator)
+        x = random_crop_flip(x, config=config, generator=generator, rank=rank, world=world)
+        matrix, offset = colour_maps(
+            x.mean(dim=(2, 3)), config=config, generator=generator, rank=rank, world=world
+        )
         flat = torch.baddbmm(offset.unsqueeze(2), matrix, x.flatten(2))
         return flat.clamp_(0, 1).view_as(x)
 
 
-def random_crop_flip(images: Tensor, *, config: ViewConfig, generator: Generator) -> Tensor:
+def random_crop_flip(
+    images: Tensor, *, config: ViewConfig, generator: Generator, rank: int = 0, world: int = 1
+) -> Tensor:
     """Return random resized crops (area in [min_scale, 1], ratio in [3/4, 4/3]) with flips.
 
     A share ``crop`` of the images is cropped, by the law of torchvision's
     ``RandomResizedCrop``: area and ratio are drawn until the
     crop fits into the image, at most ten times, else the whole image is taken (so always with
     min_scale 1). ``images`` and the result are (B, 3, H, W) floats; for images that are not
-    square, the ratio is relative to theirs.
+    square, the ratio is relative to theirs. ``rank`` and ``world`` as in ``augment``.
     """
     batch = len(images)
+    draws = Draws(batch, generator=generator, rank=rank, world=world)
 
     def uniform(low: float, high: float, *, tries: int = 1) -> Tensor:
-        draw = torch.rand(tries, batch, generator=generator, device=images.device)
-        return (draw * (high - low) + low).squeeze(0)
+        return (draws.uniform(tries) * (high - low) + low).squeeze(0)
 
     area = uniform(config.min_scale, 1.0, tries=TRIES)
     ratio = uniform(math.log(3 / 4), math.log(4 / 3), tries=TRIES).exp()
@@ -102,7 +139,7 @@ def random_crop_flip(images: Tensor, *, config: ViewConfig, generator: Generator
 
 
 def colour_maps(
-    means: Tensor, *, config: ViewConfig, generator: Generator
+    means: Tensor, *, config: ViewConfig, generator: Generator, rank: int = 0, world: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Return the affine colour map of each image, ``x -> matrix @ x + offset``.
 
@@ -110,15 +147,15 @@ def colour_maps(
         means: (B, 3) mean colour of each image (contrast turns around its grey value).
         config: strengths and probabilities.
         generator: stream of the parameters.
+        rank: as in ``augment``; likewise ``world``.
+        world: see ``rank``.
 
     Returns:
         matrix (B, 3, 3) and offset (B, 3).
     """
     batch, device = len(means), means.device
-
-    def uniform() -> Tensor:
-        return torch.rand(batch, generator=generator, device=device)
-
+    draws = Draws(batch, generator=generator, rank=rank, world=world)
+    uniform = draws.uniform
     eye = torch.eye(3, device=device)
     grey = torch.tensor(GREY, device=device)
     grey_map = grey.expand(3, 3)
@@ -136,7 +173,7 @@ def colour_maps(
             hue_rotation(config.hue * (2 * uniform() - 1)),
         ]
     )
-    order = torch.rand(batch, 4, generator=generator, device=device).argsort(dim=1)
+    order = draws.order(4)
     rows = torch.arange(batch, device=device)
     matrix, offset = eye.repeat(batch, 1, 1), torch.zeros(batch, 3, device=device)
     for position in range(4):

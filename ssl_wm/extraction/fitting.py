@@ -22,6 +22,7 @@ from ssl_wm.extraction.queries import Ledger, TransferSet, query, save_ledger, s
 from ssl_wm.extraction.settings import StealConfig
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.loop import Batch, Task
+from ssl_wm.training.parallel import gather_rows
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
@@ -102,6 +103,7 @@ class StealTask(Task):
             held out.
     """
 
+    shares = True
     best_score: Tensor
 
     def __init__(
@@ -121,7 +123,7 @@ class StealTask(Task):
         count = len(transfer.indices)
         self.held = int(count * config.held_out) if held is None else held
         self.used = len(live.indices) if live else count - self.held
-        self._names = (0, 0, 0)
+        self._place, self._share = (0, 0), (0, 1)
         self.best: nn.Module | None = None
         if config.keep == "best":
             self.best = copy.deepcopy(surrogate).requires_grad_(False)
@@ -133,7 +135,7 @@ class StealTask(Task):
 
     def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
         """Return ``images`` (B, 3, H, W) uint8 and ``answers`` (B, D)."""
-        self._names = (epoch, step, rank)
+        self._place, self._share = (epoch, step), (rank, world)
         if self.live is not None:
             return self.live.batch(epoch=epoch, step=step)
         places = self.held + batch_indices(
@@ -149,15 +151,19 @@ class StealTask(Task):
         return {"images": images, "answers": self.transfer.embeddings[places]}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the attack's loss."""
-        images, answers, attack = batch["images"], batch["answers"], self.attack
-        stream = torch_stream(self.config.seed, "views", *self._names, device=images.device)
+        """Return the attack's loss, of the whole batch whatever share of it this process has."""
+        images, answers, attack = batch["images"], gather_rows(batch["answers"]), self.attack
+        # The last name was once the process's number: 0 keeps the views of a run of one process.
+        stream = torch_stream(self.config.seed, "views", *self._place, 0, device=images.device)
+        rank, world = self._share
         loss = torch.zeros((), device=images.device)
         if attack.viewed:
-            view = augment(images, config=attack.views, generator=stream)
-            loss = loss + attack.viewed * attack.loss(self.surrogate(view), answers)
+            view = augment(images, config=attack.views, generator=stream, rank=rank, world=world)
+            rows = gather_rows(self.surrogate(view))
+            loss = loss + attack.viewed * attack.loss(rows, answers)
         if attack.plain:
-            loss = loss + attack.plain * attack.loss(self.surrogate(images), answers)
+            rows = gather_rows(self.surrogate(images))
+            loss = loss + attack.plain * attack.loss(rows, answers)
         return {"loss": loss}
 
     def to_log(self) -> dict[str, float]:

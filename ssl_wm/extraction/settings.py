@@ -19,6 +19,7 @@ from ssl_wm.errors import ConfigError, choose
 from ssl_wm.extraction.attacks import ATTACKS, Attack, Rounds
 from ssl_wm.extraction.queries import Ledger
 from ssl_wm.extraction.selection import SELECTIONS, select_random
+from ssl_wm.processes import place
 from ssl_wm.training.loop import FitConfig
 
 LATER = {"selection": "random", "repeats": 1, "start": None, "keep": "last", "denoise": False}
@@ -94,10 +95,11 @@ def checked_attack(config: StealConfig) -> Attack:
         raise ConfigError(
             f"attack '{config.attack}' has no fixed set of answers to denoise; leave denoise out"
         )
-    if config.fit.devices > 1 and (how == "live" or attack.asking.rounds):
+    world = max(config.fit.devices, place().world)
+    if world > 1 and (how == "live" or attack.asking.rounds):
         raise ConfigError(
             f"attack '{config.attack}' asks the victim while it trains and runs in one process; "
-            "set fit.devices to 1"
+            "set fit.devices to 1, and start it without torchrun or srun"
         )
     if config.attack == "knockoff-random" and config.selection != "random":
         raise ConfigError(

@@ -16,6 +16,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, load_encoder, width_of
 from ssl_wm.encoders.properties import encoder_digest, tensor_bytes
 from ssl_wm.encoders.zoo import with_width
+from ssl_wm.errors import ConfigError, DataError
 from ssl_wm.extraction.attacks import ATTACKS, COLOUR, MILD, STRONG, Attack
 from ssl_wm.extraction.countermeasures import denoise
 from ssl_wm.extraction.fitting import LiveAnswers, StealTask
@@ -32,8 +33,10 @@ from ssl_wm.extraction.rounds import FOLDER, ask_in_rounds
 from ssl_wm.extraction.selection import select
 from ssl_wm.extraction.settings import Plan, Quote, StealConfig, checked_attack, plan, quote
 from ssl_wm.files import sha256_bytes
+from ssl_wm.processes import first_process, place
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.loop import fit
+from ssl_wm.training.parallel import let_others_go_on, wait_for_first
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
@@ -72,9 +75,16 @@ def steal(
         TrainingError: the loss is not finite.
     """
     attack = checked_attack(config)
+    if folder is None and max(config.fit.devices, place().world) > 1:
+        raise ConfigError(
+            "several processes share the answers that one of them asks for through a folder, and "
+            "none is given: name one, or set fit.devices to 1"
+        )
+    wait_for_first()
     planned = plan(config, pool=len(images))
     start = begun(config)  # what cannot be built is told before anything is asked
     transfer = gather(victim, images, config=config, planned=planned, start=start, folder=folder)
+    let_others_go_on()
     answered = transfer
     if config.denoise:
         answered = replace(transfer, embeddings=denoise(transfer.embeddings).rows)
@@ -133,6 +143,8 @@ def gather(
         DataError, EncoderError, ConfigError: as in ``steal``.
     """
     asking = ATTACKS[config.attack].asking
+    if folder is not None and not first_process():
+        return _asked_by_first(folder)
     chosen = _selected(config, images, start=start, count=planned.first - planned.composites)
     pool: ImageSet | QueryPool = images
     if asking.rounds is not None:
@@ -159,6 +171,16 @@ def gather(
     if folder is not None:
         save_transfer_set(folder, transfer)
     return transfer
+
+
+def _asked_by_first(folder: Path) -> TransferSet:
+    """Return what the first process has asked for."""
+    if not (folder / "transfer.safetensors").is_file():
+        raise DataError(
+            f"the first process's answers are not in {folder}: all machines that take part must "
+            "see the same --out"
+        )
+    return load_transfer_set(folder)
 
 
 def _in_rounds(

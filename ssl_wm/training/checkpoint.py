@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,17 @@ def find_checkpoint(folder: Path, *, run: str) -> Checkpoint | None:
 def drop_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of a finished run."""
     (folder / NAME).unlink(missing_ok=True)
+
+
+def without_devices(settings: Any) -> Any:
+    """Return ``settings`` with every ``fit.devices`` set to 1: it changes no result.
+
+    >>> without_devices({"config": {"fit": {"devices": 4, "epochs": 2}}})
+    {'config': {'fit': {'devices': 1, 'epochs': 2}}}
+    """
+    if not isinstance(settings, Mapping):
+        return settings
+    told = {name: without_devices(value) for name, value in settings.items()}
+    if isinstance(told.get("fit"), dict) and "devices" in told["fit"]:
+        told["fit"]["devices"] = 1
+    return told

@@ -2,14 +2,13 @@
 
 A ``Task`` says what a batch is and what its loss is; the loop owns devices, precision and
 processes (Lightning Fabric), the schedule, checkpoints, metrics and the guard against
-non-finite losses.
+non-finite losses. Any number of processes gives the run of one (``parallel``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,11 +23,20 @@ from torch import Tensor, nn
 from ssl_wm.console import Advance, progress
 from ssl_wm.errors import TrainingError
 from ssl_wm.files import write_text
+from ssl_wm.processes import place
 from ssl_wm.training.checkpoint import (
     Checkpoint,
     drop_checkpoint,
     find_checkpoint,
     save_checkpoint,
+    without_devices,
+)
+from ssl_wm.training.parallel import (
+    check_world,
+    ending_together,
+    launch,
+    losses_over_processes,
+    work_shared,
 )
 
 if TYPE_CHECKING:
@@ -48,7 +56,7 @@ class FitConfig(BaseModel):
         weight_decay: decoupled for AdamW, L2 for SGD; not applied to norms and biases.
         warmup_steps: steps of the linear warm-up.
         precision: "bf16-mixed" (autocast) or "32-true".
-        devices: processes and devices that Fabric starts.
+        devices: processes, each on a device of its own; under torchrun or SLURM theirs count.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +72,15 @@ class FitConfig(BaseModel):
 
 
 class Task(nn.Module, ABC):
-    """What a stage trains: its parameters, its batches and its loss."""
+    """What a stage trains: its parameters, its batches and its loss.
+
+    Attributes:
+        shares: whether ``batch`` and ``forward`` share the work with other processes. A task
+            that does not gets the whole batch in every process; its encoders then share their
+            work, and the task needs to know nothing of it.
+    """
+
+    shares = False
 
     @abstractmethod
     def steps_per_epoch(self) -> int:
@@ -72,11 +88,17 @@ class Task(nn.Module, ABC):
 
     @abstractmethod
     def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
-        """Return process ``rank``'s share of the batch of a step, on the CPU or the device."""
+        """Return process ``rank``'s share of the batch of a step, on the CPU or the device.
+
+        A task that does not share is asked for process 0 of 1, the whole batch.
+        """
 
     @abstractmethod
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return named scalars; the one called ``loss`` is minimised, all are logged."""
+        """Return named scalars; the one called ``loss`` is minimised, all are logged.
+
+        With several processes, the mean of theirs is what is minimised and logged.
+        """
 
     def after_step(self, *, progress: float) -> None:
         """Run after each optimiser step (momentum copies); ``progress`` in [0, 1]."""
@@ -106,16 +128,23 @@ def fit(
 
     Raises:
         TrainingError: a loss is not finite (raised before the optimiser step, naming the
-            terms), or the checkpoint belongs to another run.
+            terms), the checkpoint belongs to another run, or another process failed.
+        ConfigError: the processes cannot be started, or cannot share a batch equally.
     """
-    from lightning_fabric import Fabric
+    here = place()
+    check_world(here.world if here.world > 1 else config.devices, batch_size=config.batch_size)
+    with ending_together():
+        fabric = launch(config.devices, precision=config.precision)
+        return _fit(fabric, task, config, title, folder, run_identity(config, run or {}))
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    fabric = Fabric(accelerator="auto", devices=config.devices, precision=config.precision)
-    fabric.launch()
+
+def _fit(
+    fabric: Fabric, task: Task, config: FitConfig, title: str, folder: Path | None, identity: str
+) -> list[dict[str, float]]:
     optimiser = build_optimiser(task, config=config)
-    identity = run_identity(config, run or {})
-    found = find_checkpoint(folder, run=identity) if folder else None
+    first = fabric.is_global_zero
+    found = find_checkpoint(folder, run=identity) if folder and first else None
+    found = fabric.broadcast(found)  # the folder may be on the first process's machine alone
     start = 0
     if found is not None:
         _restore(task, found.module)
@@ -131,7 +160,7 @@ def fit(
         for epoch in range(start, config.epochs):
             line = _epoch(fabric, task, module, wrapped, config, epoch, total, advance)
             lines.append(line)
-            if folder is not None and fabric.is_global_zero:
+            if folder is not None and first:
                 # The checkpoint is last: killed in between, the epoch and its line are redone.
                 text = "".join(json.dumps(entry) + "\n" for entry in lines)
                 write_text(folder / "metrics.jsonl", text)
@@ -199,14 +228,18 @@ def _epoch(
         rate = learning_rate(position, total=total, config=config)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        batch = task.batch(epoch=epoch, step=step, rank=fabric.global_rank, world=fabric.world_size)
-        losses = module(_Box({name: fabric.to_device(value) for name, value in batch.items()}))
-        _check_finite(losses, epoch=epoch, step=step)
+        rank, world = (fabric.global_rank, fabric.world_size) if task.shares else (0, 1)
+        batch = task.batch(epoch=epoch, step=step, rank=rank, world=world)
+        box = _Box({name: fabric.to_device(value) for name, value in batch.items()})
+        with work_shared(task, shares=task.shares):
+            losses = module(box)
+        shown = losses_over_processes(losses)
+        _check_finite(shown, epoch=epoch, step=step)
         fabric.backward(losses["loss"])
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         task.after_step(progress=(position + 1) / total)
-        for name, value in losses.items():
+        for name, value in shown.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         advance(1)
     means = {name: round(float(value) / steps, 6) for name, value in sums.items()}
@@ -241,8 +274,9 @@ def build_optimiser(task: nn.Module, *, config: FitConfig) -> torch.optim.Optimi
 
 
 def run_identity(config: FitConfig, run: Mapping[str, Any]) -> str:
-    """Return a hash of all settings that a resumed run must share."""
-    text = json.dumps({"fit": config.model_dump(), "run": run}, sort_keys=True, default=str)
+    """Return a hash of all settings that a resumed run must share; ``devices`` is none of them."""
+    told = without_devices({"fit": config.model_dump(), "run": run})
+    text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """Self-supervised objectives: two views of a batch -> loss, with lightly's losses and heads.
 
 ``OBJECTIVES`` is the table; a new objective is a class and a line there. Each holds what it
-trains besides the encoder (heads, momentum copies) and is called with the encoder.
+trains besides the encoder (heads, momentum copies) and is called with the encoder. With
+several processes the views are a share of the batch; a loss that compares images gathers them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
+from ssl_wm.training.parallel import gather_rows
+
 
 class Objective(nn.Module, ABC):
     """A loss on two views; ``momentum_step`` runs after each optimiser step."""
@@ -39,15 +42,12 @@ class SimCLR(Objective):
     def __init__(self, encoder: nn.Module, *, width: int, temperature: float = 0.2) -> None:
         super().__init__()
         self.head = SimCLRProjectionHead(width, 2 * width, 128)
-        self.loss = NTXentLoss(
-            # The processes start after this: the loss itself asks how many there are.
-            temperature=temperature,
-            gather_distributed=torch.distributed.is_available(),
-        )
+        self.loss = NTXentLoss(temperature=temperature)
 
     def forward(self, encoder: nn.Module, view_a: Tensor, view_b: Tensor) -> Tensor:
         """Return the scalar NT-Xent loss."""
-        loss: Tensor = self.loss(self.head(encoder(view_a)), self.head(encoder(view_b)))
+        heads = [gather_rows(self.head(encoder(view))) for view in (view_a, view_b)]
+        loss: Tensor = self.loss(*heads)
         return loss
 
 
@@ -103,8 +103,8 @@ class MoCo(Objective):
     def forward(self, encoder: nn.Module, view_a: Tensor, view_b: Tensor) -> Tensor:
         """Return the scalar InfoNCE loss of ``view_a`` against keys of ``view_b``."""
         with torch.no_grad():
-            keys = self.target_head(self.target_encoder(view_b))
-        loss: Tensor = self.loss(self.head(encoder(view_a)), keys)
+            keys = gather_rows(self.target_head(self.target_encoder(view_b)))
+        loss: Tensor = self.loss(gather_rows(self.head(encoder(view_a))), keys)
         return loss
 
     def momentum_step(self, encoder: nn.Module, *, progress: float) -> None:

@@ -44,6 +44,8 @@ class PretrainConfig(BaseModel):
 class PretrainTask(Task):
     """An encoder and a self-supervised objective on two views of each image."""
 
+    shares = True
+
     def __init__(
         self, encoder: Encoder, objective: Objective, images: ImageSet, *, config: PretrainConfig
     ) -> None:
@@ -66,7 +68,7 @@ class PretrainTask(Task):
             rank=rank,
             world=world,
         )
-        self._names = (epoch, step, rank)
+        self._place, self._share = (epoch, step), (rank, world)
         return {"images": self.images.take(indices)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -75,8 +77,12 @@ class PretrainTask(Task):
         return {"loss": self.objective(self.encoder, *views)}
 
     def _view(self, images: Tensor, name: str) -> Tensor:
-        stream = torch_stream(self.config.seed, "views", name, *self._names, device=images.device)
-        return augment(images, config=self.config.views, generator=stream)
+        # The last name was once the process's number: 0 keeps the views of a run of one process.
+        stream = torch_stream(
+            self.config.seed, "views", name, *self._place, 0, device=images.device
+        )
+        rank, world = self._share
+        return augment(images, config=self.config.views, generator=stream, rank=rank, world=world)
 
     def after_step(self, *, progress: float) -> None:
         """Update momentum copies."""

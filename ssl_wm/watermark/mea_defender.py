@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from ssl_wm.training.parallel import mean_over_processes
 from ssl_wm.watermark.losses import cosine_distance, output_divergence, similarity_divergence
 from ssl_wm.watermark.mgda import least_norm_weights
 
@@ -134,7 +135,8 @@ class MeaDefender:
         gradients = []
         for loss in losses:
             grads = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-            gradients.append(torch.cat([g.flatten() for g in grads if g is not None]))
+            own = torch.cat([g.flatten() for g in grads if g is not None])
+            gradients.append(mean_over_processes(own))
         return least_norm_weights(gradients)
 
 
