@@ -225,6 +225,40 @@ def robustness(
     show("bench robustness", run, as_json=as_json)
 
 
+@bench.command(
+    "survival",
+    epilog="Example: ssl-wm bench survival --config configs/survival-cifar10-small.yaml "
+    "--out runs/survival",
+)
+def survival(
+    config: o.MeasureFile,
+    out: o.Out,
+    images: o.ImagesSpec = None,
+    seed: o.Seed = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Mark by each embedder, steal by each thief, and see whether the mark is still there.
+
+    In every run a fresh clean encoder and key. Writes one folder for each
+    encoder, result.json and table.md (both after every cell), and survival.png.
+    """
+    flags = {"seed": seed} | o.image_flags(images, size, limit, download)
+
+    def run() -> dict[str, Any]:
+        from ssl_wm import survival_commands as surviving
+
+        place = surviving.Out(out, resume=resume, overwrite=overwrite)
+        told = surviving.load_survival_config(config, flags)
+        return surviving.bench_survival(told, out=place, inputs=[config])
+
+    show("bench survival", run, as_json=as_json)
+
+
 @bench.command("speed", epilog="Example: ssl-wm bench speed --only knn,probe --out speed")
 def speed(
     out: o.Out,

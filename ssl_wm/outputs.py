@@ -22,7 +22,7 @@ from ssl_wm.encoders.saved import FACTS
 from ssl_wm.errors import OutputError, SslWmError, TrainingError
 from ssl_wm.files import claim_folder, plain, read_json, write_json
 from ssl_wm.processes import check_alone, first_process, follow, share_command
-from ssl_wm.training.checkpoint import without_devices
+from ssl_wm.training.checkpoint import without_speed
 from ssl_wm.training.loop import finish
 from ssl_wm.training.parallel import wait_for_first
 from ssl_wm.versions import versions
@@ -108,7 +108,7 @@ class Out:
         if path.is_file():
             before = read_json(path, error=OutputError, what="settings")
             for name, value in run.items():
-                then, now = without_devices(before.get(name)), without_devices(value)
+                then, now = without_speed(before.get(name)), without_speed(value)
                 difference = first_difference(then, now, name=name)
                 if difference:
                     raise OutputError(

@@ -160,6 +160,10 @@ def result_lines(command: str, result: Mapping[str, Any]) -> list[RenderableType
         from ssl_wm.report.robustness import robustness_lines
 
         return robustness_lines(result)
+    if command == "bench survival":
+        from ssl_wm.report.survival import survival_lines
+
+        return list(survival_lines(result))
     if command == "bench speed":
         from ssl_wm.report import speed
 

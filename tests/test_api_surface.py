@@ -163,7 +163,7 @@ def test_no_module_imports_the_command_line():
         "claim_commands", "cli", "cli_bench", "cli_claims", "cli_detect", "cli_serve", "cli_thief",
         "commands", "detect_commands", "extraction_commands", "options", "options_extraction",
         "options_robustness", "options_speed", "options_thief", "outputs", "robustness_commands",
-        "serve_commands", "speed_commands", "terminal",
+        "serve_commands", "speed_commands", "survival_commands", "terminal",
     )  # fmt: skip
     top = {f"ssl_wm.{name}" for name in parts}
     for name in modules():

@@ -13,12 +13,14 @@ from ssl_wm.bench.detection import DetectionBench
 from ssl_wm.bench.extraction_plan import ExtractionConfig
 from ssl_wm.bench.robustness_plan import RobustnessConfig
 from ssl_wm.bench.story import BenchConfig, load_bench_config
+from ssl_wm.bench.survival_plan import SurvivalConfig
 from ssl_wm.config import Settings, load_settings, merge, parse, read_yaml
 from ssl_wm.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 MODELS = {
     "detection": DetectionBench, "extraction": ExtractionConfig, "robustness": RobustnessConfig,
+    "survival": SurvivalConfig,
 }  # fmt: skip
 names = st.text("abc", min_size=1, max_size=3)
 trees = st.recursive(

@@ -149,7 +149,7 @@ class ExtractionBench:
         if path.is_file():
             facts = read_json(path, what="measured cell")
             if facts["status"] == "measured":
-                _drop_answers(folder)
+                drop_answers(folder)
                 return Measured(cell, facts, read_tensors(folder / "images.safetensors"))
         say(said)
         write_json(folder / "asked.json", {"asked": self._asked(cell)})
@@ -166,7 +166,7 @@ class ExtractionBench:
             write_tensors(folder / "images.safetensors", images)
         write_json(path, {"cell": vars(cell), **facts})
         if images is not None:
-            _drop_answers(folder)
+            drop_answers(folder)
         return Measured(cell, facts, images)
 
     def _measure(self, cell: ExtractionCell, folder: Path) -> tuple[dict[str, Any], Any]:
@@ -283,7 +283,7 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _drop_answers(folder: Path) -> None:
+def drop_answers(folder: Path) -> None:
     """Drop what only resuming a theft needs: the checkpoint and many MB of answers."""
     finish(folder)
     for name in ("transfer.safetensors", "queries.json"):

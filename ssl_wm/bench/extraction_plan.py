@@ -119,7 +119,13 @@ class ExtractionCell:
         >>> ExtractionCell("mse", 100, "convnet-s", "same", 0).name
         'mse_100_convnet-s_same_0'
         """
-        parts = (self.attack, str(self.budget), _safe(self.arch), _safe(self.pool), str(self.seed))
+        parts = (
+            self.attack,
+            str(self.budget),
+            safe_name(self.arch),
+            safe_name(self.pool),
+            str(self.seed),
+        )
         return "_".join(parts)
 
     def theft(self, config: ExtractionConfig) -> StealConfig:
@@ -182,10 +188,10 @@ def load_extraction_config(path: Path | None, overrides: Mapping[str, Any]) -> E
     return config
 
 
-def _safe(text: str) -> str:
+def safe_name(text: str) -> str:
     """Return ``text`` as a part of a file name; with a piece of its hash where it was changed.
 
-    >>> _safe("convnet-s+64"), _safe("data/gtsrb")
+    >>> safe_name("convnet-s+64"), safe_name("data/gtsrb")
     ('convnet-s+64', 'data-gtsrb-e22a82')
     """
     kept = re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.")[-40:]

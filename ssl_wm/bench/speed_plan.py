@@ -30,6 +30,8 @@ class SpeedConfig(BaseModel):
         quick: small sizes, to see that everything runs.
         device: of networks; "auto" takes a GPU where there is one.
         precision: of our training; lightly's side is in float32.
+        compile: whether our training compiles its encoder (not with ``quick``); the time of
+            compiling is not measured.
         workers: processes of lightly's loader; None means one for each core.
         seed: of weights and synthetic inputs.
         sizes: fields of ``Sizes`` that differ from those of the device or of ``quick``.
@@ -42,6 +44,7 @@ class SpeedConfig(BaseModel):
     quick: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    compile: bool = True
     workers: int | None = Field(None, ge=0)
     seed: int = 0
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -77,7 +80,8 @@ def setup_of(config: SpeedConfig) -> Setup:
     base = QUICK if config.quick else GPU if device.type == "cuda" else {}
     sizes = parse(Sizes, {**base, **config.sizes}, source="sizes")
     workers = cores() if config.workers is None else config.workers
-    return Setup(sizes, device, config.precision, workers, config.seed)
+    compiled = config.compile and not config.quick
+    return Setup(sizes, device, config.precision, compiled, workers, config.seed)
 
 
 def device_of(config: SpeedConfig) -> torch.device:

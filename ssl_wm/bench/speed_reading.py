@@ -22,7 +22,7 @@ from ssl_wm.verification.probe import fit_probe
 
 TEMPERATURE = 0.1
 LIGHTLY_BLOCK = 1000
-TOLERANCE = 1e-3  # of fit_probe, given to scikit-learn too
+TOLERANCE = 1e-4  # scikit-learn's default
 ROUNDING = 1e-6  # of a float32 cosine of two rows
 TIE = 1e-5  # relative difference of two votes below which float32 decides by rounding
 POINTS = 0.2  # of accuracy, between two probes that count as the same

@@ -92,6 +92,7 @@ class Setup:
         sizes: how much work.
         device: where networks run.
         precision: of our training, "bf16-mixed" or "32-true".
+        compile: whether our training compiles its encoder.
         workers: processes of lightly's loader.
         seed: of weights and synthetic inputs.
     """
@@ -99,6 +100,7 @@ class Setup:
     sizes: Sizes
     device: torch.device
     precision: str
+    compile: bool
     workers: int
     seed: int
 

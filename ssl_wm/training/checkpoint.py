@@ -85,15 +85,18 @@ def drop_checkpoint(folder: Path) -> None:
     (folder / NAME).unlink(missing_ok=True)
 
 
-def without_devices(settings: Any) -> Any:
-    """Return ``settings`` with every ``fit.devices`` set to 1: it changes no result.
+def without_speed(settings: Any) -> Any:
+    """Return ``settings`` without what changes the speed of a run and no result of it.
 
-    >>> without_devices({"config": {"fit": {"devices": 4, "epochs": 2}}})
+    Every ``fit.devices`` becomes 1 and every ``fit.compile`` is left out.
+
+    >>> without_speed({"config": {"fit": {"devices": 4, "compile": True, "epochs": 2}}})
     {'config': {'fit': {'devices': 1, 'epochs': 2}}}
     """
     if not isinstance(settings, Mapping):
         return settings
-    told = {name: without_devices(value) for name, value in settings.items()}
+    told = {name: without_speed(value) for name, value in settings.items()}
     if isinstance(told.get("fit"), dict) and "devices" in told["fit"]:
         told["fit"]["devices"] = 1
+        told["fit"].pop("compile", None)
     return told

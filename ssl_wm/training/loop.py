@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightly.utils.scheduler import cosine_schedule
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 
 from ssl_wm.console import Advance, progress
@@ -29,8 +35,9 @@ from ssl_wm.training.checkpoint import (
     drop_checkpoint,
     find_checkpoint,
     save_checkpoint,
-    without_devices,
+    without_speed,
 )
+from ssl_wm.training.compiled import Faster, compiled_encoders, running
 from ssl_wm.training.parallel import (
     check_world,
     ending_together,
@@ -57,6 +64,8 @@ class FitConfig(BaseModel):
         warmup_steps: steps of the linear warm-up.
         precision: "bf16-mixed" (autocast) or "32-true".
         devices: processes, each on a device of its own; under torchrun or SLURM theirs count.
+        compile: compile the trained encoders (``torch.compile``), for one process. It takes half a
+            minute, then steps are faster by a tenth to a quarter; see docs/scaling.md.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,6 +78,15 @@ class FitConfig(BaseModel):
     warmup_steps: int = Field(100, ge=0)
     precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
     devices: int = Field(1, ge=1)
+    compile: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older versions did not know, so that their runs can be resumed."""
+        told: dict[str, Any] = handler(self)
+        if not self.compile:
+            told.pop("compile", None)
+        return told
 
 
 class Task(nn.Module, ABC):
@@ -155,10 +173,11 @@ def _fit(
     lines = _read_metrics(folder, epochs=start)
     steps = task.steps_per_epoch()
     total = config.epochs * steps
+    faster = compiled_encoders(task) if config.compile else {}
     with progress(title, total=total) as advance:
         advance(start * steps)
         for epoch in range(start, config.epochs):
-            line = _epoch(fabric, task, module, wrapped, config, epoch, total, advance)
+            line = _epoch(fabric, task, module, wrapped, config, epoch, total, advance, faster)
             lines.append(line)
             if folder is not None and first:
                 # The checkpoint is last: killed in between, the epoch and its line are redone.
@@ -219,6 +238,7 @@ def _epoch(
     epoch: int,
     total: int,
     advance: Advance,
+    faster: Faster,
 ) -> dict[str, float]:
     module.train()
     steps, began = task.steps_per_epoch(), time.perf_counter()
@@ -231,7 +251,7 @@ def _epoch(
         rank, world = (fabric.global_rank, fabric.world_size) if task.shares else (0, 1)
         batch = task.batch(epoch=epoch, step=step, rank=rank, world=world)
         box = _Box({name: fabric.to_device(value) for name, value in batch.items()})
-        with work_shared(task, shares=task.shares):
+        with work_shared(task, shares=task.shares), running(faster):
             losses = module(box)
         shown = losses_over_processes(losses)
         _check_finite(shown, epoch=epoch, step=step)
@@ -274,8 +294,8 @@ def build_optimiser(task: nn.Module, *, config: FitConfig) -> torch.optim.Optimi
 
 
 def run_identity(config: FitConfig, run: Mapping[str, Any]) -> str:
-    """Return a hash of all settings that a resumed run must share; ``devices`` is none of them."""
-    told = without_devices({"fit": config.model_dump(), "run": run})
+    """Return a hash of all settings that a resumed run must share: all but those of speed."""
+    told = without_speed({"fit": config.model_dump(), "run": run})
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -199,16 +199,16 @@ def shared_encoders(module: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         if world_size() > 1:
-            for encoder in _outermost(module):
+            for encoder in outermost_encoders(module):
                 stack.enter_context(_shared(encoder))
         yield
 
 
-def _outermost(module: nn.Module) -> list[Encoder]:
+def outermost_encoders(module: nn.Module) -> list[Encoder]:
     """Return the encoders in ``module`` that are in no other encoder."""
     if isinstance(module, Encoder):
         return [module]
-    return [found for child in module.children() for found in _outermost(child)]
+    return [found for child in module.children() for found in outermost_encoders(child)]
 
 
 @contextmanager

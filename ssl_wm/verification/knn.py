@@ -1,4 +1,8 @@
-"""Exact cosine nearest neighbours through FAISS, and the weighted vote on them."""
+"""Exact cosine nearest neighbours, and the weighted vote on them.
+
+FAISS searches in float32. On a processor that multiplies bfloat16 matrices in hardware, large
+searches go through ``shortlist``, to the same neighbours up to float32's rounding.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.errors import VerificationError
+from ssl_wm.verification.shortlist import Shortlist, fast_bfloat16
 
 BLOCK = 4096
+TILE = 65_536  # rows of the bank that are rounded and searched together
+LARGE = (256, 4096)  # queries and rows from which a shortlist pays
 
 
 def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
@@ -22,10 +29,17 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
     Raises:
         VerificationError: the bank has fewer than k rows.
     """
-    import faiss
-
     if k > len(bank):
         raise VerificationError(f"k = {k} neighbours asked for, the bank has {len(bank)} rows")
+    large = len(queries) >= LARGE[0] and len(bank) >= LARGE[1]
+    if large and fast_bfloat16():
+        return _by_shortlist(queries, bank, k=k)
+    return _by_faiss(queries, bank, k=k)
+
+
+def _by_faiss(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    import faiss
+
     rows = _unit(bank).contiguous().numpy()
     similarities, indices = [], []
     for block in _unit(queries).split(BLOCK):
@@ -33,6 +47,13 @@ def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
         similarities.append(torch.from_numpy(found[0]))
         indices.append(torch.from_numpy(found[1]))
     return torch.cat(similarities), torch.cat(indices)
+
+
+def _by_shortlist(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    shortlist = Shortlist(_unit(queries), k=k)
+    for tile in bank.split(TILE):
+        shortlist.add(_unit(tile))
+    return shortlist.cosines, shortlist.indices
 
 
 def _unit(rows: Tensor) -> Tensor:
