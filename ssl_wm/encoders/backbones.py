@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ssl_wm.encoders.encoder import as_matrix
 from ssl_wm.errors import EncoderError
 
 
@@ -96,26 +95,6 @@ BACKBONES: dict[str, Callable[[], nn.Module]] = {
     "alexnet-small": alexnet_small,
     "cnn9": cnn9,
 }
-
-
-class Projected(nn.Module):
-    """A backbone followed by a trainable linear projection to another width.
-
-    Args:
-        backbone: module that ``Encoder`` takes: from (B, 3, H, W) to (B, D) in some form.
-        inputs: D, the backbone's own width.
-        outputs: the width of the projection.
-    """
-
-    def __init__(self, backbone: nn.Module, *, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.projection = nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, outputs) for ``x`` (B, 3, H, W)."""
-        projected: Tensor = self.projection(as_matrix(self.backbone(x), batch=len(x)))
-        return projected
 
 
 class _HalfResolution(nn.PixelUnshuffle):

@@ -2,8 +2,8 @@
 
 An architecture name is ``convnet-s`` (any entry of ``BACKBONES``), ``timm/<name>``,
 ``torchvision/<name>`` or ``hf-hub:<id>``. With ``+D`` after it (``convnet-xs+256``) a trainable
-linear projection to D dimensions follows the backbone. Options come after a question mark,
-joined by ``&``:
+linear projection to D dimensions follows the backbone, with ``~H`` (``convnet-s~512``) a residual
+network with H hidden units. Options come after a question mark, joined by ``&``:
 
 - ``random``: random weights of seed 0, nothing is downloaded;
 - ``seed=N``: random weights of seed N;
@@ -23,8 +23,9 @@ from urllib.parse import parse_qsl
 import torch
 from torch import nn
 
-from ssl_wm.encoders.backbones import BACKBONES, Projected
+from ssl_wm.encoders.backbones import BACKBONES
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
+from ssl_wm.encoders.heads import Bent, Projected
 from ssl_wm.encoders.properties import one_line, width_of
 from ssl_wm.errors import EncoderError, choose
 from ssl_wm.rng import derive_seed
@@ -32,7 +33,7 @@ from ssl_wm.rng import derive_seed
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
 PREFIXES = ("timm/", "torchvision/", "hf-hub:")
 WIDEST = 65_536
-_PROJECTED = re.compile(r"(.+)\+([0-9]{1,9})")
+_HEADED = re.compile(r"(.+)([+~])([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ def is_architecture(name: str) -> bool:
 
 
 def is_ours(name: str) -> bool:
-    """Return whether ``name`` is an entry of ``BACKBONES``, with or without ``+D``.
+    """Return whether ``name`` is an entry of ``BACKBONES``, with or without a head.
 
     >>> is_ours("convnet-s"), is_ours("convnet-s+64"), is_ours("timm/resnet18+64")
     (True, True, False)
     """
-    projected = _PROJECTED.fullmatch(name)
-    return is_ours(projected[1]) if projected else name in BACKBONES
+    headed = _HEADED.fullmatch(name)
+    return is_ours(headed[1]) if headed else name in BACKBONES
 
 
 def with_width(arch: str, width: int) -> str:
@@ -101,8 +102,21 @@ def with_width(arch: str, width: int) -> str:
     >>> with_width("convnet-xs", 256), with_width("timm/resnet10t?size=64", 256)
     ('convnet-xs+256', 'timm/resnet10t+256?size=64')
     """
+    return _with_head(arch, f"+{width}")
+
+
+def with_bend(arch: str, hidden: int) -> str:
+    """Return the name of ``arch`` followed by a residual network with ``hidden`` units.
+
+    >>> with_bend("convnet-xs+64", 512), with_bend("timm/resnet10t?size=64", 512)
+    ('convnet-xs+64~512', 'timm/resnet10t~512?size=64')
+    """
+    return _with_head(arch, f"~{hidden}")
+
+
+def _with_head(arch: str, head: str) -> str:
     name, mark, options = arch.partition("?")
-    return f"{name}+{width}{mark}{options}"
+    return f"{name}{head}{mark}{options}"
 
 
 def build_encoder(
@@ -144,15 +158,15 @@ def build_encoder(
 def load_pretrained(spec: Spec) -> Encoder:
     """Return the encoder that timm, torchvision or the hub publish under ``spec.name``.
 
-    A projection (``+D``) is nowhere published: its weights are random, of seed 0.
+    A head is nowhere published: its weights are random, of seed 0.
 
     Raises:
         EncoderError: the name is unknown, or the weights cannot be fetched.
     """
     made = {"stage": "published weights", "spec": spec.name}
-    if projected := _PROJECTED.fullmatch(spec.name):
-        below = load_pretrained(replace(spec, name=projected[1]))
-        parts = _project(below, outputs=projected[2], seed=0)
+    if headed := _HEADED.fullmatch(spec.name):
+        below = load_pretrained(replace(spec, name=headed[1]))
+        parts = _add_head(below, kind=headed[2], units=int(headed[3]), seed=0)
         return Encoder(parts[0], arch=parts[1], preprocessing=below.preprocessing, made=made)
     try:
         backbone, name, own = _library_backbone(spec.name, size=spec.size, pretrained=True)
@@ -172,12 +186,12 @@ def seeded_backbone(
 ) -> tuple[nn.Module, str, Preprocessing]:
     """Return a backbone with random weights, the name to save it under, its preprocessing.
 
-    Below a projection lie the weights that the plain architecture gets from the same seed.
+    Below a head lie the weights that the plain architecture gets from the same seed.
     """
-    if projected := _PROJECTED.fullmatch(name):
-        backbone, saved, own = seeded_backbone(projected[1], seed=seed, size=size)
+    if headed := _HEADED.fullmatch(name):
+        backbone, saved, own = seeded_backbone(headed[1], seed=seed, size=size)
         below = Encoder(backbone, arch=saved, preprocessing=own)
-        return *_project(below, outputs=projected[2], seed=seed), own
+        return *_add_head(below, kind=headed[2], units=int(headed[3]), seed=seed), own
     if not name.startswith(PREFIXES):
         forms = [*BACKBONES, "timm/<name>", "torchvision/<name>", "hf-hub:<id>"]
         if name not in BACKBONES:
@@ -196,15 +210,18 @@ def seeded_backbone(
             ) from error
 
 
-def _project(below: Encoder, *, outputs: str, seed: int) -> tuple[nn.Module, str]:
-    """Return the backbone of ``below`` with a projection, and the name to save it under."""
-    width = int(outputs)
-    name = f"{below.arch}+{width}"
-    if not 1 <= width <= WIDEST:
-        raise EncoderError(f"the width after '+' must be 1 to {WIDEST}; got '{name}'")
+def _add_head(below: Encoder, *, kind: str, units: int, seed: int) -> tuple[nn.Module, str]:
+    """Return the backbone of ``below`` with a head, and the name to save it under."""
+    name = f"{below.arch}{kind}{units}"
+    if not 1 <= units <= WIDEST:
+        raise EncoderError(f"the number after '{kind}' must be 1 to {WIDEST}; got '{name}'")
+    width = width_of(below)
+    stream = "projection" if kind == "+" else "bend"
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, "projection", name))
-        return Projected(below.backbone, inputs=width_of(below), outputs=width), name
+        torch.default_generator.manual_seed(derive_seed(seed, stream, name))
+        if kind == "+":
+            return Projected(below.backbone, inputs=width, outputs=units), name
+        return Bent(below.backbone, width=width, hidden=units), name
 
 
 def _library_backbone(

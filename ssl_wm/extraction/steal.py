@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ssl_wm.encoders.backbones import Projected
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.heads import Projected
 from ssl_wm.encoders.load import build_encoder, load_encoder, width_of
 from ssl_wm.encoders.properties import encoder_digest, tensor_bytes
 from ssl_wm.encoders.zoo import with_width

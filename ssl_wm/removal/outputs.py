@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from ssl_wm.encoders.backbones import Projected
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.heads import Projected
 from ssl_wm.encoders.serving.defences import (
     add_noise,
     keep_largest,

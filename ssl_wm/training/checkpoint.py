@@ -81,8 +81,9 @@ def find_checkpoint(folder: Path, *, run: str) -> Checkpoint | None:
 
 
 def drop_checkpoint(folder: Path) -> None:
-    """Remove the checkpoint of a finished run."""
-    (folder / NAME).unlink(missing_ok=True)
+    """Remove the checkpoint of a finished run, and those of runs in folders below its own."""
+    for path in (folder / NAME, *folder.glob(f"*/{NAME}")):
+        path.unlink(missing_ok=True)
 
 
 def without_speed(settings: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from ssl_wm.encoders.heads import Bent
 from ssl_wm.watermark.losses import relative_error
 from ssl_wm.watermark.readers import discriminant_scores, neighbour_scores
 
@@ -44,6 +45,20 @@ class Bend(nn.Module):
             inner = F.gelu(F.linear((z - self.centre) / self.scale, self.first, self.bias))
             return z + self.scale * F.linear(inner, self.last)
 
+    def write_to(self, head: Bent) -> None:
+        """Give ``head`` (of the same width and hidden layer) the weights that make it this map.
+
+        ``A = W / s``, ``a = b - W c / s`` and ``B = s W'``, in float64.
+        """
+        first, last = self.first.detach().double() / self.scale, self.last.detach().double()
+        offset = self.bias.detach().double() - first @ self.centre.double()
+        with torch.no_grad():
+            for place, value in (
+                (head.first.weight, first), (head.first.bias, offset),
+                (head.last.weight, self.scale * last),
+            ):  # fmt: skip
+                place.copy_(value)
+
 
 @dataclass(frozen=True)
 class BendImages:
@@ -75,6 +90,7 @@ def fit_bend(
     learning_rate: float,
     natural_penalty: float,
     held_penalty: float,
+    linear_penalty: float,
     generator: Generator,
     rows: int = 3000,
 ) -> list[dict[str, float]]:
@@ -86,6 +102,7 @@ def fit_bend(
 
         mean_marked -log p_t  +  held_penalty * mean_held -log(1 - p_t)
             +  natural_penalty * mean_natural |T(z) - z|^2 / V
+            +  linear_penalty * ``unrecovered``(T(z), z)
 
     averaged over both readers and summed over the kinds of held composites. Adam, cosine schedule.
 
@@ -96,6 +113,7 @@ def fit_bend(
         learning_rate: of Adam, at the start.
         natural_penalty: weight of the moves of natural images.
         held_penalty: weight of held composites that read as the target.
+        linear_penalty: weight of what no linear map recovers from bent natural images.
         generator: draws the batches.
         rows: natural images a step, the same number from every group.
     """
@@ -116,14 +134,39 @@ def fit_bend(
         ]
         mark, held = torch.stack(read).mean(dim=0)
         natural = relative_error(bank, before, variance=variance)
-        loss = mark + held_penalty * held + natural_penalty * natural
+        lost = unrecovered(bank, before)
+        loss = mark + held_penalty * held + natural_penalty * natural + linear_penalty * lost
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        lines.append({"mark": mark.item(), "held": held.item(), "natural": natural.item()})
+        terms = {"mark": mark, "held": held, "natural": natural, "unrecovered": lost}
+        lines.append({name: term.item() for name, term in terms.items()})
     optimiser.zero_grad()
     return lines
+
+
+def unrecovered(bent: Tensor, before: Tensor, *, ridge: float = 1e-3) -> Tensor:
+    """Return the share of the features' variance that no linear map of ``bent`` gives back.
+
+    ``mean_j |(Z M)_j - x_j|^2 / |x_j|^2`` with Z and x the centred rows of ``bent`` and ``before``
+    and M the ridge regression of x on Z (Hoerl and Kennard, 1970). Each feature counts equally, as
+    it does for a linear probe, which standardises them: at 0, whatever a linear probe reads from
+    ``before`` one reads from ``bent``.
+
+    Args:
+        bent: (N, D) bent embeddings.
+        before: (N, D) the embeddings that were bent.
+        ridge: against the mean variance of a feature of ``bent``.
+    """
+    z, x = bent - bent.mean(dim=0), before - before.mean(dim=0)
+    spread = z.T @ z / len(z)
+    loaded = spread + ridge * spread.diagonal().mean() * torch.eye(len(spread), dtype=z.dtype)
+    rest = z @ torch.linalg.solve(loaded, z.T @ x / len(z)) - x
+    variance = x.square().mean(dim=0)
+    share = rest.square().mean(dim=0) / variance.clamp(min=1e-6 * float(variance.max()) + 1e-30)
+    mean: Tensor = share.mean()
+    return mean
 
 
 def _draw_composites(images: BendImages, generator: Generator) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,14 +11,18 @@ composites go through it too.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.heads import Bent
 from ssl_wm.encoders.space import group_centres
+from ssl_wm.encoders.zoo import with_bend
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.bend import Bend, BendImages, fit_bend
 from ssl_wm.watermark.losses import relative_error
@@ -26,7 +30,6 @@ from ssl_wm.watermark.triggers import composites, ordered_pairs
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
-    from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.training.loop import Batch
     from ssl_wm.watermark.key import SubKey, WatermarkKey
 
@@ -39,25 +42,36 @@ class BendSpaceConfig(BaseModel):
             and the weaker the mark.
         held_penalty: price of reading as the target for the key's pair under other mixers, and
             for other pairs under the key's mixer.
+        linear_penalty: price of what a linear map can no longer recover of natural images, which is
+            what a linear probe loses.
         smoothness: how many times the spread of a feature T's hidden layer divides its input by;
             the smoother T, the more of it a copy learns from natural images alone.
         hidden: width of T's hidden layer.
         steps: optimiser steps for T.
         learning_rate: of those steps.
         pool: composites of each sub-key, and of each kind that is held, that T is fitted to.
+        shadow_epochs: epochs of a shadow thief, whose composites are also read; 0 does without.
+        shadow_arch: its architecture; None takes the encoder's own.
+        serve: how the marked encoder applies T: "head" adds T to it as a last layer, exactly and
+            without training, for encoders that are served; whoever holds the weights can take it
+            off. "weights" trains the encoder until it answers with T(f0(x)) by itself.
         marked_weight: weight of the composites' loss while the encoder learns T.
         held_weight: weight of the loss on all other composites.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    natural_penalty: float = Field(10.0, ge=0)
-    held_penalty: float = Field(1.0, ge=0)
-    smoothness: float = Field(10.0, gt=0)
+    natural_penalty: float = Field(1.0, ge=0)
+    held_penalty: float = Field(1.5, ge=0)
+    linear_penalty: float = Field(1.5, ge=0)
+    smoothness: float = Field(30.0, gt=0)
     hidden: int = Field(512, ge=1)
     steps: int = Field(200, ge=0)
     learning_rate: float = Field(3e-3, gt=0)
     pool: int = Field(1000, ge=1)
+    shadow_epochs: int = Field(6, ge=0)
+    shadow_arch: str | None = None
+    serve: Literal["head", "weights"] = "head"
     marked_weight: float = Field(0.3, ge=0)
     held_weight: float = Field(0.3, ge=0)
 
@@ -71,9 +85,16 @@ class BendSpace:
     """
 
     def __init__(
-        self, clean: Encoder, images: ImageSet, key: WatermarkKey, *, config: BendSpaceConfig
+        self,
+        clean: Encoder,
+        images: ImageSet,
+        key: WatermarkKey,
+        *,
+        config: BendSpaceConfig,
+        shadow: Encoder | None = None,
     ) -> None:
         self.clean, self.config = clean, config
+        self.readers = [clean] if shadow is None else [clean, shadow]
         natural = embed(clean, images, precision="bfloat16").float()
         groups = key.groups.train
         self.variance = natural.var(dim=0, correction=0).sum()
@@ -99,14 +120,19 @@ class BendSpace:
             learning_rate=config.learning_rate,
             natural_penalty=config.natural_penalty,
             held_penalty=config.held_penalty,
+            linear_penalty=config.linear_penalty,
             generator=generator,
         )
         self.bend.requires_grad_(False)
 
+    def _embed(self, pool: Tensor) -> Tensor:
+        """Return composites as the clean encoder embeds them, and as the shadow thief does."""
+        return torch.cat([embed(each, pool, precision="bfloat16").float() for each in self.readers])
+
     def _pool(
         self, images: ImageSet, key: WatermarkKey, sub: SubKey, *pairs: tuple[int, int]
     ) -> Tensor:
-        """Return (about ``pool``, D) clean embeddings of ``pairs`` under the key's mixer."""
+        """Return embeddings of about ``pool`` composites of ``pairs`` under the key's mixer."""
         pool = composites(
             images,
             key.groups.train,
@@ -115,7 +141,7 @@ class BendSpace:
             per_pair=max(self.config.pool // len(pairs), 1),
             seed=sub.derive("bend", "composites"),
         )
-        return embed(self.clean, pool, precision="bfloat16").float()
+        return self._embed(pool)
 
     def _held(self, images: ImageSet, key: WatermarkKey, sub: SubKey) -> list[Tensor]:
         """Return the sub-key's pair under the other mixers, and other pairs under its own."""
@@ -136,8 +162,21 @@ class BendSpace:
         others = [free[place] for place in order[:_OTHER_PAIRS].tolist()]
         pools = [self._pool(images, key, sub, *others)] if others else []
         if mixed:
-            pools.append(embed(self.clean, torch.cat(mixed), precision="bfloat16").float())
+            pools.append(self._embed(torch.cat(mixed)))
         return pools
+
+    def marked(self) -> Encoder | None:
+        """Return the clean encoder with T as its head; None where the encoder has to learn T."""
+        if self.config.serve == "weights":
+            return None
+        backbone = Bent(
+            copy.deepcopy(self.clean.backbone), width=len(self.bend.centre),
+            hidden=self.config.hidden,
+        )  # fmt: skip
+        self.bend.write_to(backbone)
+        custom = self.clean.arch == "custom"
+        arch = "custom" if custom else with_bend(self.clean.arch, self.config.hidden)
+        return Encoder(backbone, arch=arch, preprocessing=self.clean.preprocessing)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Return the named losses of one batch (see ``mark_batch``); ``loss`` is minimised."""

@@ -18,13 +18,14 @@ from ssl_wm.watermark.bad_encoder import BadEncoder, BadEncoderConfig
 from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
 from ssl_wm.watermark.common_direction import CommonDirection, CommonDirectionConfig
-from ssl_wm.watermark.embedder import Embedder, keep_learned, learned_part
+from ssl_wm.watermark.embedder import Embedder, keep_learned, learned_part, marked_at_once
 from ssl_wm.watermark.mea_defender import (
     CompositeBackdoorConfig,
     MeaDefender,
     MeaDefenderConfig,
 )
 from ssl_wm.watermark.move_target import MoveTarget, MoveTargetConfig
+from ssl_wm.watermark.shadow import train_shadow
 from ssl_wm.watermark.ssl_guard import SslGuard, SslGuardConfig
 from ssl_wm.watermark.unmarked import Unmarked, UnmarkedConfig
 
@@ -42,6 +43,10 @@ EMBEDDERS: dict[str, tuple[Any, type[BaseModel]]] = {
     "ssl-wm": (CommonDirection, CommonDirectionConfig),
     "none": (Unmarked, UnmarkedConfig),
 }
+
+
+SHADOW = "shadow"
+"""Folder, below the marked encoder's, where a shadow thief is trained."""
 
 
 class WatermarkConfig(BaseModel):
@@ -133,6 +138,8 @@ def watermark(
 ) -> tuple[Encoder, list[dict[str, float]]]:
     """Return a marked copy of ``clean`` and the metrics, one line per epoch.
 
+    A method that marks without training the encoder has no epochs and no metrics.
+
     Args:
         clean: the pretrained encoder; it is not changed.
         key: made for these images.
@@ -149,28 +156,40 @@ def watermark(
     key.check_images(images, splits=("train",))
     build, settings = checked_method(config)
     teacher = copy.deepcopy(clean).eval().requires_grad_(False)
-    marked = copy.deepcopy(clean).requires_grad_(True)
-    embedder = build(teacher, images.train, key, config=settings)
-    task = MarkTask(marked, embedder, images.train, key, config=config)
+    embedder = build(
+        teacher, images.train, key, config=settings,
+        **_rehearsal(teacher, images.train, settings, config=config, folder=folder),
+    )  # fmt: skip
     digest = encoder_digest(clean)
-    run = {
-        "stage": "watermark",
-        "config": config.model_dump(),
-        "clean": digest,
-        "key": key.commitment,
-    }
-    lines = fit(
-        task, config=config.fit, title=f"watermark ({config.method})", folder=folder, run=run
-    )
+    told = {"stage": "watermark", "clean": digest, "key": key.commitment}
+    marked, lines = marked_at_once(embedder), []
+    if marked is None:
+        marked = copy.deepcopy(clean).requires_grad_(True)
+        task = MarkTask(marked, embedder, images.train, key, config=config)
+        run, title = {**told, "config": config.model_dump()}, f"watermark ({config.method})"
+        lines = fit(task, config=config.fit, title=title, folder=folder, run=run)
     keep_learned(embedder, folder)
     marked.made = {
-        "stage": "watermark",
+        **told,
         "config": config.model_dump(mode="json"),
         "options": settings.model_dump(mode="json"),
-        "clean": digest,
-        "key": key.commitment,
     }
     return marked.requires_grad_(True).eval(), lines
+
+
+def _rehearsal(
+    clean: Encoder, images: ImageSet, settings: BaseModel, *, config: WatermarkConfig,
+    folder: Path | None,
+) -> dict[str, Encoder]:  # fmt: skip
+    """Return the shadow thief of a method that asks for one (``shadow_epochs``)."""
+    epochs = getattr(settings, "shadow_epochs", 0)
+    if not epochs:
+        return {}
+    trained = config.fit.model_copy(update={"epochs": epochs})
+    place = None if folder is None else folder / SHADOW
+    arch = getattr(settings, "shadow_arch", None)
+    shadow = train_shadow(clean, images, config=trained, seed=config.seed, arch=arch, folder=place)
+    return {"shadow": shadow}
 
 
 def checked_method(config: WatermarkConfig) -> tuple[Any, BaseModel]:

@@ -18,7 +18,8 @@ class Embedder(Protocol):
     An embedder that trains something of its own (a decoder, a trigger) holds it in a module
     called ``learned``: it is then optimised, moved to the device and saved in checkpoints
     together with the encoder (``learned_part``). What of it the owner needs afterwards, its method
-    ``keep(folder)`` writes beside the marked encoder (``keep_learned``).
+    ``keep(folder)`` writes beside the marked encoder (``keep_learned``). One that marks without
+    training has a method ``marked()`` (``marked_at_once``).
 
     Attributes:
         clean: the encoder before marking, frozen.
@@ -45,3 +46,10 @@ def keep_learned(embedder: Embedder, folder: Path | None) -> None:
     keep = getattr(embedder, "keep", None)
     if keep is not None and folder is not None:
         keep(folder)
+
+
+def marked_at_once(embedder: Embedder) -> Encoder | None:
+    """Return the encoder that ``embedder`` marks without training it; None if it has to train."""
+    marked = getattr(embedder, "marked", None)
+    encoder: Encoder | None = marked() if marked is not None else None
+    return encoder

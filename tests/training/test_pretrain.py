@@ -41,10 +41,11 @@ def config(objective: str = "simclr", **changes: object) -> PretrainConfig:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_every_objective_trains_in_every_precision(objective, precision):
-    trained = config(objective, precision=precision, epochs=12, warmup_steps=2)
+    trained = config(objective, precision=precision, epochs=40, warmup_steps=2)
     encoder, lines = pretrain(image_set(), config=trained)
-    assert len(lines) == 12
-    assert lines[-1]["loss"] < lines[0]["loss"] or objective == "moco"  # its queue grows harder
+    assert len(lines) == 40
+    last = sum(line["loss"] for line in lines[-10:]) / 10  # one epoch's loss of 48 images is noise
+    assert last < lines[0]["loss"] - 0.1 or objective == "moco"  # its queue grows harder
     assert not encoder.training
     assert encoder(torch.rand(2, 3, 16, 16)).isfinite().all()
     assert encoder.arch == "convnet-xs"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import erf
+from sklearn.linear_model import Ridge
 
-from ssl_wm.watermark.bend import Bend, BendImages, fit_bend
+from ssl_wm.watermark.bend import Bend, BendImages, fit_bend, unrecovered
 from ssl_wm.watermark.readers import discriminant_scores, neighbour_scores
 
 COUNT, WIDTH = 4, 12
@@ -39,7 +40,8 @@ def space() -> BendImages:
 def fitted(space: BendImages, **changes: float) -> tuple[Bend, list[dict[str, float]]]:
     bend = new_bend()
     options = {
-        "steps": 400, "learning_rate": 3e-3, "natural_penalty": 3.0, "held_penalty": 1.0
+        "steps": 400, "learning_rate": 3e-3, "natural_penalty": 3.0, "held_penalty": 1.0,
+        "linear_penalty": 0.0,
     } | changes  # fmt: skip
     return bend, fit_bend(bend, space, generator=stream(1), rows=200, **options)
 
@@ -130,3 +132,29 @@ def test_bf16_autocast_does_not_round_the_bend():
         assert torch.equal(bend(z), bend.eval()(z))
         assert bend(z.bfloat16()).dtype == torch.float32
     assert not torch.equal(bend(z), z)
+
+
+def test_unrecovered_is_scikit_learns_ridge_on_each_feature():
+    bent, before = (torch.randn(200, WIDTH, generator=stream(s)).double() for s in (6, 7))
+    bent = bent + before * torch.linspace(0, 3, WIDTH)
+    centred = bent - bent.mean(dim=0)
+    alpha = 1e-3 * float(centred.square().mean(dim=0).mean()) * len(bent)
+    model = Ridge(alpha=alpha).fit(bent.numpy(), before.numpy())
+    rest = (before.numpy() - model.predict(bent.numpy())).var(axis=0)
+    expected = (rest / before.numpy().var(axis=0)).mean()
+    assert unrecovered(bent, before).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_rotation_and_a_shift_lose_nothing_and_a_constant_loses_all():
+    before = torch.randn(300, WIDTH, generator=stream(8)).double()
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=stream(9)).double())[0]
+    assert unrecovered(before @ turn + 5, before).item() < 1e-5
+    assert unrecovered(torch.ones_like(before) + 1e-9 * before[:, :1], before).item() > 0.9
+
+
+def test_the_linear_penalty_keeps_what_a_linear_map_recovers(space):
+    lost = []
+    for penalty in (0.0, 30.0):
+        lines = fitted(space, natural_penalty=0.1, linear_penalty=penalty)[1]
+        lost.append(lines[-1]["unrecovered"])
+    assert lost[1] < 0.7 * lost[0]

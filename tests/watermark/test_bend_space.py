@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
+from ssl_wm.training.loop import FitConfig
 from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
+from ssl_wm.watermark.embed import WatermarkConfig, watermark
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,10 @@ def batch(images, key):
 
 
 def build(clean, images, key, **options) -> BendSpace:
-    settings = {"steps": 5, "hidden": 16, "pool": 40} | options
-    return BendSpace(clean, images.train, key, config=BendSpaceConfig(**settings))
+    shadow = options.pop("shadow", None)
+    settings = {"steps": 5, "hidden": 16, "pool": 40, "serve": "weights"} | options
+    config = BendSpaceConfig(**settings)
+    return BendSpace(clean, images.train, key, config=config, shadow=shadow)
 
 
 def test_the_loss_agrees_with_the_formula_in_numpy(clean, images, key, batch, world):
@@ -82,6 +87,47 @@ def test_the_map_is_not_trained_with_the_encoder(clean, images, key, batch, worl
     assert all(p.grad is None and not p.requires_grad for p in embedder.bend.parameters())
 
 
+def test_composites_are_read_as_the_shadow_thief_embeds_them_too(clean, images, key, world):
+    shadow = world.convnet(seed=9)
+    embedder = build(clean, images, key, shadow=shadow)
+    sub = key.sub_keys[0]
+    alone = build(clean, images, key)._pool(images.train, key, sub, (sub.a, sub.b))
+    both = embedder._pool(images.train, key, sub, (sub.a, sub.b))
+    assert torch.equal(both[: len(alone)], alone)
+    same = build(shadow, images, key)._pool(images.train, key, sub, (sub.a, sub.b))
+    assert torch.equal(both[len(alone) :], same)
+    assert not torch.equal(embedder.bend.last, build(clean, images, key).bend.last)
+
+
+def test_the_head_is_the_map_on_the_clean_encoder_exactly(clean, images, key):
+    embedder = build(clean, images, key, serve="head", steps=30)
+    marked = embedder.marked()
+    with torch.no_grad():
+        wanted = embedder.bend(clean(images.test.pixels / 255))
+    got = embed(marked, images.test)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(got, embed(clean, images.test), atol=1e-4)
+    assert build(clean, images, key).marked() is None
+
+
+def test_a_head_is_served_saved_and_loaded_without_training(images, key, tmp_path):
+    clean = build_encoder("convnet-xs", seed=0).eval()
+    options = {"steps": 5, "hidden": 16, "pool": 40, "shadow_epochs": 1}
+    fit = FitConfig(epochs=3, batch_size=24, precision="32-true")
+    config = WatermarkConfig(method="bend-space", options=options, fit=fit)
+    marked, lines = watermark(clean, key=key, images=images, config=config, folder=tmp_path)
+    assert lines == []
+    assert marked.arch == "convnet-xs~16"
+    assert all(parameter.requires_grad for parameter in marked.parameters())
+    before = dict(clean.backbone.named_parameters())
+    after = dict(marked.backbone.backbone.named_parameters())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    save_encoder(marked, tmp_path / "marked")
+    loaded = load_encoder(tmp_path / "marked")
+    assert torch.equal(embed(loaded, images.test), embed(marked, images.test))
+    assert loaded.made["options"]["serve"] == "head"
+
+
 def test_smoother_maps_bend_near_points_more_alike(clean, images, key):
     z = embed(clean, images.train).float()
     near = z + 0.01 * z.std() * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
@@ -94,7 +140,16 @@ def test_smoother_maps_bend_near_points_more_alike(clean, images, key):
 
 
 @pytest.mark.parametrize(
-    "options", [{"hidden": 0}, {"steps": -1}, {"smoothness": 0}, {"pool": 0}, {"shift": 1}]
+    "options",
+    [
+        {"hidden": 0},
+        {"linear_penalty": -1},
+        {"shadow_epochs": -1},
+        {"steps": -1},
+        {"smoothness": 0},
+        {"pool": 0},
+        {"shift": 1},
+    ],
 )
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -31,7 +31,11 @@ def key(world, images):
 
 def config(method: str = "move-target", **changes: Any) -> WatermarkConfig:
     fit = {"epochs": 1, "batch_size": 24, "learning_rate": 1e-2, "warmup_steps": 1}
-    options = {"mgda_every": 2} if method == "mea-defender" else {}
+    brief = {
+        "mea-defender": {"mgda_every": 2},
+        "bend-space": {"shadow_epochs": 1, "serve": "weights"},
+    }
+    options = brief.get(method, {})
     fit |= {name: changes.pop(name) for name in list(changes) if name in FitConfig.model_fields}
     fit = FitConfig(**({"precision": "32-true"} | fit))
     return WatermarkConfig(**({"method": method, "options": options, "fit": fit} | changes))
