@@ -147,7 +147,7 @@ Method = Annotated[
     str | None,
     typer.Option(
         "--method", metavar="NAME", show_default=False,
-        help="Of the owner: move-target (the default), bend-space, mea-defender. To compare with: "
+        help="Of the owner: bend-space (the default), move-target, mea-defender. To compare with: "
         "composite-backdoor, badencoder, ssl-guard, ssl-wm, none.",
     ),
 ]  # fmt: skip

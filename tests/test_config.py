@@ -38,7 +38,7 @@ def test_no_file_and_no_flags_give_the_documented_defaults():
     settings = load_settings(None, {})
     assert settings == Settings()
     assert (settings.pretrain.objective, settings.steal.attack) == ("simclr", "cosine")
-    assert (settings.watermark.method, settings.verify.alpha) == ("move-target", 0.01)
+    assert (settings.watermark.method, settings.verify.alpha) == ("bend-space", 0.01)
 
 
 def test_a_flag_overrides_the_file_and_the_file_the_default(tmp_path):

@@ -85,11 +85,24 @@ def test_statistics_are_compared_for_each_suspect(monkeypatch, tmp_path, capsys)
     assert itself == "|clean|" + "|".join(["336, 336: 1.0e+00"] * 4) + "|"
 
 
+def test_feature_spaces_are_drawn_side_by_side(monkeypatch, tmp_path):
+    clean, key, out = tmp_path / "clean", tmp_path / "owner.key", tmp_path / "map.png"
+    save_encoder(build_encoder("convnet-xs", seed=1), clean)
+    with pytest.raises(SystemExit):
+        main(["keygen", "--encoder", str(clean), "--images", "digits", "--clusters", "8",
+              "--sub-keys", "2", "--out", str(key)])  # fmt: skip
+    words = ["map_spaces.py", "--images", "digits", "--key", str(key), "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*words, f"clean={clean}", f"again={clean}"])
+    runpy.run_path(str(SCRIPTS / "map_spaces.py"), run_name="__main__")
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert call(SCRIPTS / "map_spaces.py", [*words[1:], "clean"], monkeypatch) == 2
+
+
 def test_there_is_no_script_without_a_test():
     elsewhere = [
         "results_table.py",  # tests/test_benchmark.py
         "ambiguity.py", "false_claim.py",  # tests/disputes
-        "train_population.py", "compare_statistics.py",
+        "train_population.py", "compare_statistics.py", "map_spaces.py",
         "bench_serve.py",  # tests/encoders/test_bench_serve.py
     ]  # fmt: skip
     assert sorted(path.name for path in SCRIPTS.glob("*.py")) == sorted(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from lightly.utils.scheduler import cosine_schedule
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -38,6 +37,7 @@ from ssl_wm.training.checkpoint import (
     without_speed,
 )
 from ssl_wm.training.compiled import Faster, compiled_encoders, running
+from ssl_wm.training.optimiser import build_optimiser, learning_rate
 from ssl_wm.training.parallel import (
     check_world,
     ending_together,
@@ -265,32 +265,6 @@ def _epoch(
     means = {name: round(float(value) / steps, 6) for name, value in sums.items()}
     seconds = round(time.perf_counter() - began, 3)
     return {"epoch": epoch + 1, "seconds": seconds, "lr": rate, **means, **task.to_log()}
-
-
-def learning_rate(step: int, *, total: int, config: FitConfig) -> float:
-    """Return the rate at ``step`` of ``total``: linear warm-up, then a cosine to 0.
-
-    >>> config = FitConfig(learning_rate=1.0, warmup_steps=2)
-    >>> [round(learning_rate(s, total=12, config=config), 2) for s in (0, 1, 2, 11)]
-    [0.5, 1.0, 1.0, 0.0]
-    """
-    warmup = min(config.warmup_steps, total // 5)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    rest = total - warmup
-    return float(cosine_schedule(step - warmup, max(rest, 2), config.learning_rate, 0.0))
-
-
-def build_optimiser(task: nn.Module, *, config: FitConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of ``config``; norms and biases are not decayed."""
-    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def run_identity(config: FitConfig, run: Mapping[str, Any]) -> str:

@@ -18,19 +18,25 @@ TILE = 65_536  # rows of the bank that are rounded and searched together
 LARGE = (256, 4096)  # queries and rows from which a shortlist pays
 
 
-def nearest(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+def nearest(
+    queries: Tensor, bank: Tensor, *, k: int, approximate: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return cosines and indices, each (Q, k), of the nearest rows of ``bank`` by cosine.
 
     Args:
         queries: (Q, D).
         bank: (N, D).
         k: neighbours; at most N.
+        approximate: look only into the sixteenth of the bank's cells (k-means, 4 sqrt(N) of them)
+            that lie nearest to a query; for millions of rows. A neighbour may be missed.
 
     Raises:
         VerificationError: the bank has fewer than k rows.
     """
     if k > len(bank):
         raise VerificationError(f"k = {k} neighbours asked for, the bank has {len(bank)} rows")
+    if approximate:
+        return _by_cells(queries, bank, k=k)
     large = len(queries) >= LARGE[0] and len(bank) >= LARGE[1]
     if large and fast_bfloat16():
         return _by_shortlist(queries, bank, k=k)
@@ -47,6 +53,23 @@ def _by_faiss(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]
         similarities.append(torch.from_numpy(found[0]))
         indices.append(torch.from_numpy(found[1]))
     return torch.cat(similarities), torch.cat(indices)
+
+
+def _by_cells(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    import faiss
+
+    rows, asked = _unit(bank).numpy(), _unit(queries)
+    cells = max(1, min(round(4 * len(rows) ** 0.5), len(rows) // 39))
+    width = rows.shape[1]
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
+    index.train(rows)
+    index.add(rows)
+    index.nprobe = max(8, cells // 16)
+    cosines, places = (torch.from_numpy(found) for found in index.search(asked.numpy(), k))
+    short = (places < 0).any(dim=1)  # its cells hold fewer than k rows
+    if bool(short.any()):
+        cosines[short], places[short] = _by_faiss(asked[short], bank, k=k)
+    return cosines, places
 
 
 def _by_shortlist(queries: Tensor, bank: Tensor, *, k: int) -> tuple[Tensor, Tensor]:

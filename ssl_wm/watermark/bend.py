@@ -91,6 +91,7 @@ def fit_bend(
     natural_penalty: float,
     held_penalty: float,
     linear_penalty: float,
+    similarity_penalty: float,
     generator: Generator,
     rows: int = 3000,
 ) -> list[dict[str, float]]:
@@ -103,6 +104,7 @@ def fit_bend(
         mean_marked -log p_t  +  held_penalty * mean_held -log(1 - p_t)
             +  natural_penalty * mean_natural |T(z) - z|^2 / V
             +  linear_penalty * ``unrecovered``(T(z), z)
+            +  similarity_penalty * ``changed_similarities``(T(z), z)
 
     averaged over both readers and summed over the kinds of held composites. Adam, cosine schedule.
 
@@ -114,6 +116,7 @@ def fit_bend(
         natural_penalty: weight of the moves of natural images.
         held_penalty: weight of held composites that read as the target.
         linear_penalty: weight of what no linear map recovers from bent natural images.
+        similarity_penalty: weight of the changed similarities between natural images.
         generator: draws the batches.
         rows: natural images a step, the same number from every group.
     """
@@ -135,12 +138,16 @@ def fit_bend(
         mark, held = torch.stack(read).mean(dim=0)
         natural = relative_error(bank, before, variance=variance)
         lost = unrecovered(bank, before)
-        loss = mark + held_penalty * held + natural_penalty * natural + linear_penalty * lost
+        half = torch.randperm(len(bank), generator=generator)[: len(bank) // 2]
+        changed = changed_similarities(bank[half], before[half])
+        loss = mark + held_penalty * held + natural_penalty * natural
+        loss = loss + linear_penalty * lost + similarity_penalty * changed
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
-        terms = {"mark": mark, "held": held, "natural": natural, "unrecovered": lost}
+        terms = {"mark": mark, "held": held, "natural": natural}
+        terms |= {"unrecovered": lost, "similarities": changed}
         lines.append({name: term.item() for name, term in terms.items()})
     optimiser.zero_grad()
     return lines
@@ -167,6 +174,32 @@ def unrecovered(bent: Tensor, before: Tensor, *, ridge: float = 1e-3) -> Tensor:
     share = rest.square().mean(dim=0) / variance.clamp(min=1e-6 * float(variance.max()) + 1e-30)
     mean: Tensor = share.mean()
     return mean
+
+
+def changed_similarities(bent: Tensor, before: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Return ``mean_i KL(p_i || q_i)`` of the images' similarities, which is what kNN loses.
+
+    ``q_i = softmax_{j != i}(cos(z_i, z_j) / temperature)`` over the bent rows, p_i over the rows
+    before, both around their means (relational distillation, as in Park et al., CVPR 2019, with a
+    divergence in place of the Huber loss).
+
+    Args:
+        bent: (N, D) bent embeddings.
+        before: (N, D) the embeddings that were bent.
+        temperature: of the softmax.
+    """
+    itself = torch.eye(len(bent), dtype=torch.bool)
+    log_p, log_q = (
+        _cosines(rows).mul(1 / temperature).masked_fill(itself, -1e4).log_softmax(dim=1)
+        for rows in (before, bent)
+    )
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def _cosines(rows: Tensor) -> Tensor:
+    """Return the cosines (N, N) of ``rows`` around their mean."""
+    unit = F.normalize(rows - rows.mean(dim=0), dim=1)
+    return unit @ unit.T
 
 
 def _draw_composites(images: BendImages, generator: Generator) -> tuple[list[Tensor], list[Tensor]]:

@@ -44,13 +44,15 @@ class BendSpaceConfig(BaseModel):
             for other pairs under the key's mixer.
         linear_penalty: price of what a linear map can no longer recover of natural images, which is
             what a linear probe loses.
+        similarity_penalty: price of changed similarities between natural images, which is what
+            nearest neighbours lose.
         smoothness: how many times the spread of a feature T's hidden layer divides its input by;
             the smoother T, the more of it a copy learns from natural images alone.
         hidden: width of T's hidden layer.
         steps: optimiser steps for T.
         learning_rate: of those steps.
         pool: composites of each sub-key, and of each kind that is held, that T is fitted to.
-        shadow_epochs: epochs of a shadow thief, whose composites are also read; 0 does without.
+        shadow: train a shadow thief (as ``fit`` says), whose composites are also read.
         shadow_arch: its architecture; None takes the encoder's own.
         serve: how the marked encoder applies T: "head" adds T to it as a last layer, exactly and
             without training, for encoders that are served; whoever holds the weights can take it
@@ -61,15 +63,16 @@ class BendSpaceConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    natural_penalty: float = Field(1.0, ge=0)
+    natural_penalty: float = Field(1.5, ge=0)
     held_penalty: float = Field(1.5, ge=0)
-    linear_penalty: float = Field(1.5, ge=0)
+    linear_penalty: float = Field(3.0, ge=0)
+    similarity_penalty: float = Field(0.5, ge=0)
     smoothness: float = Field(30.0, gt=0)
     hidden: int = Field(512, ge=1)
     steps: int = Field(200, ge=0)
     learning_rate: float = Field(3e-3, gt=0)
     pool: int = Field(1000, ge=1)
-    shadow_epochs: int = Field(6, ge=0)
+    shadow: bool = True
     shadow_arch: str | None = None
     serve: Literal["head", "weights"] = "head"
     marked_weight: float = Field(0.3, ge=0)
@@ -121,6 +124,7 @@ class BendSpace:
             natural_penalty=config.natural_penalty,
             held_penalty=config.held_penalty,
             linear_penalty=config.linear_penalty,
+            similarity_penalty=config.similarity_penalty,
             generator=generator,
         )
         self.bend.requires_grad_(False)

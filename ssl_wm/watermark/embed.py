@@ -57,12 +57,12 @@ class WatermarkConfig(BaseModel):
         options: settings of the method (the second of its entry in ``EMBEDDERS``).
         seed: of the order and the composites drawn while training.
         composites: composites per natural image, for the mark and again for those held.
-        fit: the training loop.
+        fit: the training loop, of the encoder and of the method's shadow thief, if it has one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = "move-target"
+    method: str = "bend-space"
     options: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
     composites: float = Field(0.125, gt=0, le=2)
@@ -181,14 +181,14 @@ def _rehearsal(
     clean: Encoder, images: ImageSet, settings: BaseModel, *, config: WatermarkConfig,
     folder: Path | None,
 ) -> dict[str, Encoder]:  # fmt: skip
-    """Return the shadow thief of a method that asks for one (``shadow_epochs``)."""
-    epochs = getattr(settings, "shadow_epochs", 0)
-    if not epochs:
+    """Return the shadow thief of a method that asks for one (``shadow``)."""
+    if not getattr(settings, "shadow", False):
         return {}
-    trained = config.fit.model_copy(update={"epochs": epochs})
     place = None if folder is None else folder / SHADOW
     arch = getattr(settings, "shadow_arch", None)
-    shadow = train_shadow(clean, images, config=trained, seed=config.seed, arch=arch, folder=place)
+    shadow = train_shadow(
+        clean, images, config=config.fit, seed=config.seed, arch=arch, folder=place
+    )
     return {"shadow": shadow}
 
 

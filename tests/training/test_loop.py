@@ -17,7 +17,8 @@ from ssl_wm.errors import TrainingError
 from ssl_wm.rng import torch_stream
 from ssl_wm.training import loop
 from ssl_wm.training.checkpoint import NAME
-from ssl_wm.training.loop import FitConfig, Task, build_optimiser, finish, fit, learning_rate
+from ssl_wm.training.loop import FitConfig, Task, finish, fit
+from ssl_wm.training.optimiser import build_optimiser, learning_rate
 
 CONFIG = FitConfig(epochs=4, batch_size=8, learning_rate=0.05, warmup_steps=2)
 PRECISIONS = ("32-true", "bf16-mixed")

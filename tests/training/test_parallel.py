@@ -24,7 +24,8 @@ from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.rng import derive_seed, torch_stream
 from ssl_wm.training import parallel
 from ssl_wm.training.checkpoint import NAME
-from ssl_wm.training.loop import FitConfig, build_optimiser, fit, learning_rate, run_identity
+from ssl_wm.training.loop import FitConfig, fit, run_identity
+from ssl_wm.training.optimiser import build_optimiser, learning_rate
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, begun, build_objective, pretrain
 
 HERE = Path(__file__)

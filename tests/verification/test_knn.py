@@ -92,3 +92,24 @@ def test_more_neighbours_than_the_bank_has_are_refused_or_all_taken():
 def test_labels_with_gaps_are_kept():
     bank = torch.eye(3)
     assert knn_predict(bank, bank, torch.tensor([7, 0, 40]), k=1).tolist() == [7, 0, 40]
+
+
+def test_an_approximate_search_finds_nearly_all_neighbours_and_says_their_cosines():
+    stream = torch.Generator().manual_seed(0)
+    centres = torch.randn(40, 16, generator=stream)
+    bank = centres[torch.arange(6000) % 40] + 0.3 * torch.randn(6000, 16, generator=stream)
+    queries = centres[torch.arange(100) % 40] + 0.3 * torch.randn(100, 16, generator=stream)
+    exact, rough = (nearest(queries, bank, k=10, approximate=some) for some in (False, True))
+    found = (rough[1].unsqueeze(2) == exact[1].unsqueeze(1)).any(dim=2).double().mean()
+    assert found > 0.9
+    unit = torch.nn.functional.normalize(bank, dim=1)
+    asked = torch.nn.functional.normalize(queries, dim=1)
+    cosines = (unit[rough[1]] @ asked.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(rough[0], cosines, rtol=0, atol=1e-5)
+
+
+def test_an_approximate_search_whose_cells_hold_too_few_rows_is_exact_there():
+    stream = torch.Generator().manual_seed(1)
+    bank, queries = (torch.randn(n, 8, generator=stream) for n in (400, 5))
+    exact, rough = (nearest(queries, bank, k=400, approximate=some) for some in (False, True))
+    assert torch.equal(exact[1].sort(dim=1).values, rough[1].sort(dim=1).values)

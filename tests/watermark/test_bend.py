@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.special import erf
+from scipy.special import erf, logsumexp
 from sklearn.linear_model import Ridge
 
-from ssl_wm.watermark.bend import Bend, BendImages, fit_bend, unrecovered
+from ssl_wm.watermark.bend import Bend, BendImages, changed_similarities, fit_bend, unrecovered
 from ssl_wm.watermark.readers import discriminant_scores, neighbour_scores
 
 COUNT, WIDTH = 4, 12
@@ -41,7 +41,7 @@ def fitted(space: BendImages, **changes: float) -> tuple[Bend, list[dict[str, fl
     bend = new_bend()
     options = {
         "steps": 400, "learning_rate": 3e-3, "natural_penalty": 3.0, "held_penalty": 1.0,
-        "linear_penalty": 0.0,
+        "linear_penalty": 0.0, "similarity_penalty": 0.0,
     } | changes  # fmt: skip
     return bend, fit_bend(bend, space, generator=stream(1), rows=200, **options)
 
@@ -158,3 +158,31 @@ def test_the_linear_penalty_keeps_what_a_linear_map_recovers(space):
         lines = fitted(space, natural_penalty=0.1, linear_penalty=penalty)[1]
         lost.append(lines[-1]["unrecovered"])
     assert lost[1] < 0.7 * lost[0]
+
+
+def test_changed_similarities_are_their_formula_in_numpy():
+    bent, before = (torch.randn(30, WIDTH, generator=stream(s)).double() for s in (10, 11))
+    logs = []
+    for rows in (before.numpy(), bent.numpy()):
+        unit = rows - rows.mean(axis=0)
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        scores = unit @ unit.T / 0.1
+        np.fill_diagonal(scores, -np.inf)
+        logs.append(scores - logsumexp(scores, axis=1, keepdims=True))
+    apart = ~np.eye(30, dtype=bool)
+    expected = (np.exp(logs[0][apart]) * (logs[0][apart] - logs[1][apart])).sum() / 30
+    assert changed_similarities(bent, before).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_rotation_a_shift_and_a_scale_change_no_similarity():
+    before = torch.randn(50, WIDTH, generator=stream(12)).double()
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=stream(13)).double())[0]
+    assert abs(changed_similarities(7 * before @ turn - 2, before).item()) < 1e-12
+
+
+def test_the_similarity_penalty_keeps_similarities(space):
+    kept = []
+    for penalty in (0.0, 5.0):
+        lines = fitted(space, natural_penalty=0.5, similarity_penalty=penalty)[1]
+        kept.append(lines[-1]["similarities"])
+    assert kept[1] < 0.7 * kept[0]

@@ -112,7 +112,7 @@ def test_the_head_is_the_map_on_the_clean_encoder_exactly(clean, images, key):
 
 def test_a_head_is_served_saved_and_loaded_without_training(images, key, tmp_path):
     clean = build_encoder("convnet-xs", seed=0).eval()
-    options = {"steps": 5, "hidden": 16, "pool": 40, "shadow_epochs": 1}
+    options = {"steps": 5, "hidden": 16, "pool": 40}
     fit = FitConfig(epochs=3, batch_size=24, precision="32-true")
     config = WatermarkConfig(method="bend-space", options=options, fit=fit)
     marked, lines = watermark(clean, key=key, images=images, config=config, folder=tmp_path)
@@ -144,7 +144,7 @@ def test_smoother_maps_bend_near_points_more_alike(clean, images, key):
     [
         {"hidden": 0},
         {"linear_penalty": -1},
-        {"shadow_epochs": -1},
+        {"serve": "both"},
         {"steps": -1},
         {"smoothness": 0},
         {"pool": 0},

@@ -106,15 +106,15 @@ def test_a_killed_shadow_ends_as_if_it_had_not_been(images, clean, tmp_path, mon
 
 def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, tmp_path):
     key = world.key(images, number=1, sub_keys=2)
-    options = {"shadow_epochs": 2, "steps": 3, "hidden": 8, "pool": 20}
-    fit = FIT.model_copy(update={"epochs": 1})
+    options = {"steps": 3, "hidden": 8, "pool": 20}
+    fit = FIT.model_copy(update={"epochs": 2})
     config = WatermarkConfig(method="bend-space", options=options, fit=fit)
     marked, _ = watermark(clean, key=key, images=images, config=config, folder=tmp_path)
     lines = (tmp_path / "shadow" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
     loop.finish(tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
-    without = {**options, "shadow_epochs": 0}
+    without = {**options, "shadow": False}
     other = watermark(
         clean, key=key, images=images, config=config.model_copy(update={"options": without})
     )[0]
