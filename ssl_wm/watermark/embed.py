@@ -46,7 +46,7 @@ EMBEDDERS: dict[str, tuple[Any, type[BaseModel]]] = {
 
 
 SHADOW = "shadow"
-"""Folder, below the marked encoder's, where a shadow thief is trained."""
+"""Folder, below the marked encoder's, where a shadow thief is trained before the encoder is."""
 
 
 class WatermarkConfig(BaseModel):
@@ -138,7 +138,7 @@ def watermark(
 ) -> tuple[Encoder, list[dict[str, float]]]:
     """Return a marked copy of ``clean`` and the metrics, one line per epoch.
 
-    A method that marks without training the encoder has no epochs and no metrics.
+    A method that marks without training the encoder returns no metrics.
 
     Args:
         clean: the pretrained encoder; it is not changed.
@@ -181,10 +181,14 @@ def _rehearsal(
     clean: Encoder, images: ImageSet, settings: BaseModel, *, config: WatermarkConfig,
     folder: Path | None,
 ) -> dict[str, Encoder]:  # fmt: skip
-    """Return the shadow thief of a method that asks for one (``shadow``)."""
+    """Return the shadow thief of a method that asks for one (``shadow``).
+
+    Where it is all that is trained, its metrics and checkpoint are those of the run.
+    """
     if not getattr(settings, "shadow", False):
         return {}
-    place = None if folder is None else folder / SHADOW
+    only = getattr(settings, "serve", "weights") == "head"
+    place = folder if folder is None or only else folder / SHADOW
     arch = getattr(settings, "shadow_arch", None)
     shadow = train_shadow(
         clean, images, config=config.fit, seed=config.seed, arch=arch, folder=place

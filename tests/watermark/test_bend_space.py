@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.heads import Bent
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
 from ssl_wm.training.loop import FitConfig
 from ssl_wm.watermark.batches import mark_batch
@@ -126,6 +128,19 @@ def test_a_head_is_served_saved_and_loaded_without_training(images, key, tmp_pat
     loaded = load_encoder(tmp_path / "marked")
     assert torch.equal(embed(loaded, images.test), embed(marked, images.test))
     assert loaded.made["options"]["serve"] == "head"
+
+
+def test_a_module_without_a_name_is_marked_and_loaded_with_its_head(world, images, key, tmp_path):
+    clean = Encoder(world.convnet().backbone)
+    options = {"steps": 5, "hidden": 16, "pool": 40, "shadow": False}
+    config = WatermarkConfig(method="bend-space", options=options)
+    marked, _ = watermark(clean, key=key, images=images, config=config)
+    assert marked.arch == "custom"
+    save_encoder(marked, tmp_path)
+    width = embed(clean, images.test).shape[1]
+    fresh = Bent(world.convnet(seed=3).backbone, width=width, hidden=16)
+    loaded = load_encoder(tmp_path, arch=fresh)
+    assert torch.equal(embed(loaded, images.test), embed(marked, images.test))
 
 
 def test_smoother_maps_bend_near_points_more_alike(clean, images, key):

@@ -110,7 +110,7 @@ def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, t
     fit = FIT.model_copy(update={"epochs": 2})
     config = WatermarkConfig(method="bend-space", options=options, fit=fit)
     marked, _ = watermark(clean, key=key, images=images, config=config, folder=tmp_path)
-    lines = (tmp_path / "shadow" / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2
     loop.finish(tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
@@ -119,3 +119,16 @@ def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, t
         clean, key=key, images=images, config=config.model_copy(update={"options": without})
     )[0]
     assert np.abs(embed(marked, images.test).numpy() - embed(other, images.test).numpy()).max() > 0
+
+
+def test_an_encoder_that_is_trained_keeps_its_own_metrics(world, images, clean, tmp_path):
+    key = world.key(images, number=1, sub_keys=2)
+    options = {"steps": 3, "hidden": 8, "pool": 20, "serve": "weights"}
+    fit = FIT.model_copy(update={"epochs": 2})
+    config = WatermarkConfig(method="bend-space", options=options, fit=fit)
+    _, lines = watermark(clean, key=key, images=images, config=config, folder=tmp_path)
+    assert {"natural", "marked", "held"} <= set(lines[-1])
+    assert "marked" in (tmp_path / "metrics.jsonl").read_text()
+    assert "marked" not in (tmp_path / "shadow" / "metrics.jsonl").read_text()
+    loop.finish(tmp_path)
+    assert not list(tmp_path.rglob("*.ckpt"))
