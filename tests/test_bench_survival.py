@@ -110,7 +110,8 @@ def test_embedders_thefts_and_runs_may_be_added_and_only_these_are_made(images, 
     [
         ({"clean": {"pretrain": {"arch": "convnet-xs", "fit": {**FIT, "epochs": 2}}}},
          r"clean\.pretrain\.fit\.epochs was 1, now 2"),
-        ({"embedders": {"none": NONE, "move": {**MOVE, "watermark": {"fit": FIT, "seed": 3}}}},
+        ({"embedders": {"none": NONE, "move": {
+            **MOVE, "watermark": {**MOVE["watermark"], "seed": 3}}}},
          r"watermark\.seed was 0, now 3"),
         ({"steal": {**SMALL["steal"], "held_out": 0.2}}, r"steal\.held_out was 0\.02, now 0\.2"),
         ({"key": {**SMALL["key"], "clusters": 9}}, r"key\.clusters was 20, now 9"),

@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_wm.console import progress
 from ssl_wm.encoders.load import eval_mode, wrap
 from ssl_wm.errors import EncoderError
-from ssl_wm.verification.probe import fit_probe
+from ssl_wm.verification.probe import fit_sealed_probe
 from ssl_wm.verification.questions import REFERENCE, question_size, render
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def through_labels(null: Answers, *, suspect: Answers) -> Answers:
         suspect: one-hot labels of the suspect (``as_labels``).
     """
     wanted = suspect(REFERENCE)
-    probe = fit_probe(null(REFERENCE), wanted.argmax(dim=1))
+    probe = fit_sealed_probe(null(REFERENCE), wanted.argmax(dim=1))
 
     def answer(name: str) -> Tensor:
         return F.one_hot(probe.predict(null(name)), wanted.shape[1]).float()

@@ -16,7 +16,7 @@ from ssl_wm.verification.margins import (
     group_centres,
     margin_table,
 )
-from ssl_wm.verification.probe import fit_probe
+from ssl_wm.verification.probe import fit_sealed_probe
 from ssl_wm.verification.questions import REFERENCE, reference_indices
 from ssl_wm.verification.statistics import clopper_pearson
 from ssl_wm.watermark.triggers import ordered_pairs
@@ -110,7 +110,7 @@ def read_rates(
     the same two groups by the other mixers.
     """
     space = read_space(answers, key, config=config)
-    probe = fit_probe(space.z, space.groups)
+    probe = fit_sealed_probe(space.z, space.groups)
     bank = space.z - space.centre
     rates = []
     for sub_key in key.sub_keys:

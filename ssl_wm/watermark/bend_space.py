@@ -84,7 +84,8 @@ class BendSpace:
 
     Natural images, the key's composites and held composites all go to ``T(f0(x))``, in units of
     the clean space's spread: one map for all images, so the encoder has nothing to tell apart.
-    T is drawn and fitted from the key alone, so the same key and encoder give the same map.
+    T is drawn and fitted from the key, the clean encoder and its shadow alone, so these give the
+    same map again.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def rob(victim: Victim, pool: ImageSet, settings: StealConfig, folder=None):
 def test_an_attack_beats_an_untrained_surrogate_and_its_bill_is_what_was_sent(attack, digits):
     # The last two learn nothing but how images relate, and more slowly.
     victim = Victim()
-    settings = config(attack, epochs=16 if ATTACKS[attack].relational else 4)
+    settings = config(attack, epochs=40 if ATTACKS[attack].relational else 4)
     theft = rob(victim, digits, settings)
     ledger = theft.transfer.ledger
     assert ledger.billed == len(victim.sent) == quote(settings, pool=len(digits)).billed

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_wm.errors import VerificationError
 from ssl_wm.verification import probe as probe_module
-from ssl_wm.verification.probe import fit_probe, log_loss, standardised
+from ssl_wm.verification.probe import fit_probe, fit_sealed_probe, log_loss, standardised
 
 
 def blobs(classes: int, seed: int, *, noise: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -135,3 +135,16 @@ def test_a_probe_that_does_not_converge_is_an_error(monkeypatch):
     monkeypatch.setattr(probe_module, "MOST_STEPS", 1)
     with pytest.raises(VerificationError, match="did not converge in 1 steps"):
         fit_probe(*blobs(3, 0))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_probe_of_sealed_verdicts_stays_scikit_learns_stopped_at_a_thousandth(classes):
+    z, labels = blobs(classes, 3)
+    test = blobs(classes, 4)[0].double()
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, tol=1e-3))
+    model.fit(z.double().numpy(), labels.numpy())
+    probe = fit_sealed_probe(z, labels)
+    logits = (test @ probe.weight.T + probe.bias).softmax(dim=1).numpy()
+    np.testing.assert_allclose(logits, model.predict_proba(test.numpy()), atol=1e-6)
+    with pytest.raises(VerificationError, match="at least two classes"):
+        fit_sealed_probe(z, torch.zeros(160, dtype=torch.int64))
