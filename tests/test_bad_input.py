@@ -321,7 +321,7 @@ def test_an_unknown_method_and_an_unknown_option_of_a_method(call, made, tmp_pat
     told = call(*words, "--method", "move-targt", "--out", tmp_path / "x")
     assert "did you mean 'move-target'?" in told
     path = tmp_path / "my.yaml"
-    path.write_text("watermark: {options: {shfit: 2}}")
+    path.write_text("watermark: {method: move-target, options: {shfit: 2}}")
     told = call(*words, "--config", path, "--out", tmp_path / "x")
     assert "shfit" in told
     assert "shift" in told

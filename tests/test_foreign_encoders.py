@@ -17,7 +17,9 @@ from ssl_wm.verification.verdict import EXIT_CODES
 SMALL = """
 images: {spec: digits, limit: 100}
 key: {groups: labels, sub_keys: 1, autoencoder_steps: 0}
-watermark: {fit: {epochs: 1, batch_size: 50}}
+watermark:
+  options: {serve: weights, steps: 3, hidden: 16, pool: 20}
+  fit: {epochs: 1, batch_size: 50}
 steal: {arch: convnet-xs, fit: {epochs: 1, batch_size: 50}}
 verify: {draws: 99, read: {per_pair: 8, reference: 10, trigger_count: 16}}
 """
