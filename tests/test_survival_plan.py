@@ -45,7 +45,7 @@ def config(**changes: object) -> SurvivalConfig:
         ({"embedders": {"clean": NONE}}, "the control"),
         ({"embedders": {"a/b": NONE}}, "letters, digits"),
         ({"embedders": {"m": {"watermark": {"method": "move-targt"}}}}, "did you mean 'move-t"),
-        ({"embedders": {"m": {"watermark": {"options": {"shft": 1}}}}}, "did you mean 'shift'"),
+        ({"embedders": {"m": {"watermark": {"options": {"hiden": 1}}}}}, "did you mean 'hidden'"),
         ({"embedders": {"m": {**MOVE, "thefts": "ones"}}}, "did you mean 'one'"),
         ({"embedders": {"m": {**MOVE, "runs": 2}}}, "raise runs"),
         ({"embedders": {"m": {**MOVE, "epochs": 2}}}, "epochs"),
