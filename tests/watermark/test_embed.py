@@ -156,8 +156,8 @@ def test_a_key_for_other_images_is_refused_before_training(world, key):
     ("settings", "says"),
     [
         ({"method": "move_target"}, "did you mean 'move-target'"),
-        ({"options": {"shfit": 1}}, "unknown move-target option 'shfit'; did you mean 'shift'"),
-        ({"options": {"shift": -1}}, "move-target: shift: .* got -1"),
+        ({"options": {"hiden": 1}}, "unknown bend-space option 'hiden'; did you mean 'hidden'"),
+        ({"options": {"hidden": -1}}, "bend-space: hidden: .* got -1"),
         (
             {"method": "mea-defender", "options": {"combination": False, "verification": False}},
             "mea-defender: options: .*nothing marks the encoder",
