@@ -33,7 +33,7 @@ def config(method: str = "move-target", **changes: Any) -> WatermarkConfig:
     fit = {"epochs": 1, "batch_size": 24, "learning_rate": 1e-2, "warmup_steps": 1}
     brief = {
         "mea-defender": {"mgda_every": 2},
-        "bend-space": {"shadow": False, "serve": "weights"},
+        "bend-space": {"shadow": False, "serve": "weights", "steps": 20},
     }
     options = brief.get(method, {})
     fit |= {name: changes.pop(name) for name in list(changes) if name in FitConfig.model_fields}
