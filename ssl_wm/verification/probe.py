@@ -57,11 +57,7 @@ def fit_probe(
     Raises:
         VerificationError: there are fewer than two classes, or the fit does not converge.
     """
-    classes, targets = labels.unique(return_inverse=True)
-    if len(classes) < 2:
-        raise VerificationError(
-            f"a linear probe needs at least two classes; the labels hold {len(classes)}"
-        )
+    classes, targets = _classes(labels)
     standard, mean, std = standardised(z)
     # scikit-learn penalises the difference of two classes' weights, not both of them.
     penalty = (2.0 if len(classes) == 2 else 1.0) / (strength * len(z))
@@ -86,11 +82,7 @@ def fit_sealed_probe(z: Tensor, labels: Tensor) -> Probe:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    classes = labels.unique()
-    if len(classes) < 2:
-        raise VerificationError(
-            f"a linear probe needs at least two classes; the labels hold {len(classes)}"
-        )
+    _classes(labels)
     mean, std = z.double().mean(dim=0), z.double().std(dim=0, correction=0)
     std = torch.where(std > 1e-8 * (std.max() + 1e-30), std, torch.inf)
     standard = ((z.double() - mean) / std).numpy()
@@ -109,6 +101,16 @@ def fit_sealed_probe(z: Tensor, labels: Tensor) -> Probe:
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     weight = weight / std
     return Probe(weight, bias - weight @ mean, torch.as_tensor(model.classes_))
+
+
+def _classes(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the classes (C,) and each label's place among them (N,)."""
+    classes, targets = labels.unique(return_inverse=True)
+    if len(classes) < 2:
+        raise VerificationError(
+            f"a linear probe needs at least two classes; the labels hold {len(classes)}"
+        )
+    return classes, targets
 
 
 def standardised(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
