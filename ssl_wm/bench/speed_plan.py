@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ssl_wm.bench.speed_sizes import GPU, QUICK, Setup, Sizes
 from ssl_wm.config import merge, parse, read_yaml
 from ssl_wm.errors import ConfigError, choose
+from ssl_wm.precision import FitPrecision, settled_fit
 
 NAMES = ("training", "augmentation", "embedding", "knn", "probe", "memory")
 """Every measurement, in the order in which they are run and told."""
@@ -29,7 +30,7 @@ class SpeedConfig(BaseModel):
         repeats: measured runs of each side.
         quick: small sizes, to see that everything runs.
         device: of networks; "auto" takes a GPU where there is one.
-        precision: of our training; lightly's side is in float32.
+        precision: of our training, as in ``fit``; lightly's side is in float32.
         compile: whether our training compiles its encoder (not with ``quick``); the time of
             compiling is not measured.
         workers: processes of lightly's loader; None means one for each core.
@@ -43,11 +44,16 @@ class SpeedConfig(BaseModel):
     repeats: int = Field(5, ge=1)
     quick: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    precision: FitPrecision = Field("auto", validate_default=True)
     compile: bool = True
     workers: int | None = Field(None, ge=0)
     seed: int = 0
     sizes: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("precision")
+    @classmethod
+    def _settled(cls, precision: FitPrecision) -> FitPrecision:
+        return settled_fit(precision)
 
     @property
     def chosen(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ssl_wm.bench.rivals import images_needed, steps_before
+from ssl_wm.precision import FitPrecision
 from ssl_wm.rng import torch_stream
 
 BLOCK = 4096  # rows of synthetic embeddings that are drawn together
@@ -99,7 +100,7 @@ class Setup:
 
     sizes: Sizes
     device: torch.device
-    precision: str
+    precision: FitPrecision
     compile: bool
     workers: int
     seed: int

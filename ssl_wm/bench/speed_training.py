@@ -44,7 +44,7 @@ def fit_config(setup: Setup) -> FitConfig:
     return FitConfig(
         epochs=1, batch_size=setup.sizes.batch_size, optimiser="sgd", learning_rate=LEARNING_RATE,
         weight_decay=0.0, warmup_steps=0,
-        precision="32-true" if setup.precision == "32-true" else "bf16-mixed",
+        precision=setup.precision,
         compile=setup.compile,
     )  # fmt: skip
 

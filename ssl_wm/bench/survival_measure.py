@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ssl_wm.bench.agreement import Reading, per_image, read_labels
 from ssl_wm.data.sources import Images
-from ssl_wm.encoders.embeddings import Precision, embed
+from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.precision import Precision
 from ssl_wm.verification.verdict import Verdict
 from ssl_wm.watermark.key import OpenKey
 

@@ -19,6 +19,7 @@ from ssl_wm.detection.triggers import Patch, in_floats, stamp
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.properties import eval_mode
 from ssl_wm.errors import EncoderError
+from ssl_wm.precision import lowered
 from ssl_wm.rng import torch_stream
 
 
@@ -178,9 +179,7 @@ def _step(
     """Add the gradients of the triggers ``which`` (k,); return their success (k,)."""
     masks, patterns = state.parts(which)
     changed = stamp(images, mask=masks.unsqueeze(1), pattern=patterns.unsqueeze(1))
-    with torch.autocast(
-        images.device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"
-    ):
+    with lowered(config.precision, device=images.device):
         rows = encoder(changed.flatten(0, 1))
     if not rows.requires_grad:
         raise EncoderError(

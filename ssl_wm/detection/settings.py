@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ssl_wm.precision import Precision
+
 
 class InversionConfig(BaseModel):
     """How triggers are inverted: a mask and a pattern by gradient descent.
@@ -20,7 +22,7 @@ class InversionConfig(BaseModel):
             another.
         success: share of images in a round that makes it successful.
         at_once: images a pass of the encoder; bounds the memory.
-        precision: of the encoder while a trigger is sought.
+        precision: of the encoder while a trigger is sought; "auto" is the fastest of its device.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,7 +35,7 @@ class InversionConfig(BaseModel):
     factor: float = Field(1.5, gt=1, le=100)
     success: float = Field(0.99, ge=0.5, le=1)
     at_once: int = Field(256, ge=2, le=65536)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "auto"
 
 
 class CollapseConfig(BaseModel):

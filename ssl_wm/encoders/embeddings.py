@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,12 @@ from ssl_wm.encoders.load import wrap
 from ssl_wm.encoders.properties import encoder_digest, eval_mode, tensor_bytes
 from ssl_wm.errors import DataError, EncoderError, choose
 from ssl_wm.files import canonical_json, read_tensors, sha256_bytes, write_tensors
+from ssl_wm.precision import Precision, lowered, settled
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
 LOG = logging.getLogger(__name__)
-Precision = Literal["float32", "bfloat16"]
 
 
 def embed(
@@ -40,7 +40,7 @@ def embed(
         encoder: an encoder, a module or a function (wrapped by ``load.wrap``).
         images: an ``ImageSet``, or a tensor (N, 3, H, W), uint8 or float in [0, 1].
         batch_size: images a pass; it can change the last bits of an embedding.
-        precision: "bfloat16" runs the encoder under autocast.
+        precision: "bfloat16" runs the encoder under autocast; "auto" does where that is fast.
         on_batch: called after each batch with the number of images in it (for a bar).
 
     Raises:
@@ -53,7 +53,7 @@ def embed(
     >>> embed(lambda images: images.flatten(1), torch.zeros(5, 3, 2, 2), batch_size=2).shape
     torch.Size([5, 12])
     """
-    choose(precision, ("float32", "bfloat16"), what="precision")
+    choose(precision, get_args(Precision), what="precision")
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1; got {batch_size}")
     total = len(images)
@@ -66,10 +66,7 @@ def embed(
     with eval_mode(wrapped):
         for batch in _batches(images, batch_size):
             _check_range(batch, start)
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"),
-            ):
+            with torch.inference_mode(), lowered(precision, device=device):
                 rows = wrapped(batch.to(device, non_blocking=True)).cpu()
             if result is None:
                 result = torch.empty(total, rows.shape[1])
@@ -143,7 +140,8 @@ class EmbeddingCache:
         """Return the file that answers this question; None for an encoder of arch "custom"."""
         if encoder.arch == "custom":
             return None
-        parts = [encoder.arch, encoder_digest(encoder), fingerprint(images), precision]
+        chosen = settled(precision, device=encoder.mean.device)
+        parts = [encoder.arch, encoder_digest(encoder), fingerprint(images), chosen]
         return self.folder / f"{sha256_bytes(canonical_json(parts))}.safetensors"
 
 

@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
 )
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from ssl_wm.console import Advance, progress
 from ssl_wm.errors import TrainingError
 from ssl_wm.files import write_text
+from ssl_wm.precision import FitPrecision, settled_fit
 from ssl_wm.processes import place
 from ssl_wm.training.checkpoint import (
     Checkpoint,
@@ -62,7 +64,9 @@ class FitConfig(BaseModel):
         learning_rate: peak rate; it warms up linearly, then falls to 0 along a cosine.
         weight_decay: decoupled for AdamW, L2 for SGD; not applied to norms and biases.
         warmup_steps: steps of the linear warm-up.
-        precision: "bf16-mixed" (autocast) or "32-true".
+        precision: "bf16-mixed" (autocast), "32-true", or "auto": mixed where the training device
+            multiplies bfloat16 in hardware. It is settled when the settings are read, so records
+            say which it was, and a run goes on elsewhere with the precision it began with.
         devices: processes, each on a device of its own; under torchrun or SLURM theirs count.
         compile: compile the trained encoders (``torch.compile``), for one process. It takes half a
             minute, then steps are faster by a tenth to a quarter; see docs/scaling.md.
@@ -76,9 +80,14 @@ class FitConfig(BaseModel):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     warmup_steps: int = Field(100, ge=0)
-    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    precision: FitPrecision = Field("auto", validate_default=True)
     devices: int = Field(1, ge=1)
     compile: bool = False
+
+    @field_validator("precision")
+    @classmethod
+    def _settled(cls, precision: FitPrecision) -> FitPrecision:
+        return settled_fit(precision)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

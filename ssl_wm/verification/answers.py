@@ -16,6 +16,7 @@ from torch import Tensor
 from ssl_wm.console import progress
 from ssl_wm.encoders.load import eval_mode, wrap
 from ssl_wm.errors import EncoderError
+from ssl_wm.precision import Precision, lowered
 from ssl_wm.verification.probe import fit_sealed_probe
 from ssl_wm.verification.questions import REFERENCE, question_size, render
 
@@ -109,11 +110,10 @@ def through_labels(null: Answers, *, suspect: Answers) -> Answers:
 
 
 @torch.no_grad()
-def _embed(encoder: Encoder, batch: Tensor, *, precision: str) -> Tensor:
+def _embed(encoder: Encoder, batch: Tensor, *, precision: Precision) -> Tensor:
     wrapped = wrap(encoder)
     device = wrapped.mean.device
-    half = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
-    with eval_mode(wrapped), half:
+    with eval_mode(wrapped), lowered(precision, device=device):
         z: Tensor = wrapped(batch.to(device)).float().cpu()
     return z
 

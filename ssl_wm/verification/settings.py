@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ssl_wm.precision import Precision, settled
 
 
 class ReadConfig(BaseModel):
@@ -17,7 +19,8 @@ class ReadConfig(BaseModel):
         reference: training images per group that fix the centres and fit the readers.
         trigger_count: composites behind each WSR and WFPR (the paper: at least 1,000).
         neighbours: k of the kNN reader.
-        precision: of the encoder's forward pass.
+        precision: of the encoder's forward pass; "auto" is settled when the settings are read, as
+            the faster one of this machine's CPU, so that a bundle says which it was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,7 +30,12 @@ class ReadConfig(BaseModel):
     reference: int = Field(500, ge=8)
     trigger_count: int = Field(1000, ge=8)
     neighbours: int = Field(20, ge=1)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
+
+    @field_validator("precision")
+    @classmethod
+    def _settled(cls, precision: Precision) -> Precision:
+        return settled(precision)
 
 
 class VerifyConfig(BaseModel):

@@ -16,12 +16,6 @@ QUERIES = 256  # rows of queries worked on together
 CROWD = 512  # rows of a shortlist above which all cosines are computed in float32
 
 
-def fast_bfloat16() -> bool:
-    """Return whether this processor multiplies bfloat16 matrices in hardware (Intel AMX)."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(supported is not None and supported())
-
-
 class Shortlist:
     """The k nearest rows so far of every query, over banks that come tile by tile.
 

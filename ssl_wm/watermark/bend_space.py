@@ -99,7 +99,7 @@ class BendSpace:
     ) -> None:
         self.clean, self.config = clean, config
         self.readers = [clean] if shadow is None else [clean, shadow]
-        natural = embed(clean, images, precision="bfloat16").float()
+        natural = embed(clean, images, precision="auto").float()
         groups = key.groups.train
         self.variance = natural.var(dim=0, correction=0).sum()
         centre, _ = group_centres(natural, groups, count=len(key.groups))
@@ -132,7 +132,7 @@ class BendSpace:
 
     def _embed(self, pool: Tensor) -> Tensor:
         """Return composites as the clean encoder embeds them, and as the shadow thief does."""
-        return torch.cat([embed(each, pool, precision="bfloat16").float() for each in self.readers])
+        return torch.cat([embed(each, pool, precision="auto").float() for each in self.readers])
 
     def _pool(
         self, images: ImageSet, key: WatermarkKey, sub: SubKey, *pairs: tuple[int, int]

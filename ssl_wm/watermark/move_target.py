@@ -74,7 +74,7 @@ class MoveTarget:
         self, clean: Encoder, images: ImageSet, key: WatermarkKey, *, config: MoveTargetConfig
     ) -> None:
         self.clean, self.config = clean, config
-        features = embed(clean, images, precision="bfloat16")
+        features = embed(clean, images, precision="auto")
         groups = key.groups.train
         self.variance = features.var(dim=0, correction=0).sum()
         centre, centres = group_centres(features, groups, count=len(key.groups))
@@ -91,7 +91,7 @@ class MoveTarget:
                 per_pair=2048,
                 seed=sub_key.derive("landing"),
             )
-            middles.append(embed(clean, pool, precision="bfloat16").mean(dim=0))
+            middles.append(embed(clean, pool, precision="auto").mean(dim=0))
             members = groups == sub_key.target
             target = features[members].mean(dim=0)
             towards = F.normalize(middles[-1] - self.centre, dim=0)

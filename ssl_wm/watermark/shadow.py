@@ -96,7 +96,7 @@ def train_shadow(
         EncoderError: the architecture cannot be built, or takes no images of this size.
         TrainingError: the loss is not finite.
     """
-    answers = embed(clean, images, precision="bfloat16")
+    answers = embed(clean, images, precision="auto")
     student = _fresh(arch, clean, width=answers.shape[1], size=images.size[0], seed=seed)
     task = ShadowTask(student, images, answers, seed=seed, batch_size=config.batch_size)
     run = {"stage": "shadow", "arch": student.arch, "clean": encoder_digest(clean), "seed": seed}

@@ -82,7 +82,7 @@ class SslGuard:
         mark = draw_guard(
             seed,
             size=images.size,
-            width=embed(clean, self.private, precision="bfloat16").shape[1],
+            width=embed(clean, self.private, precision="auto").shape[1],
             covered=config.covered,
             code=config.code,
             private=private,

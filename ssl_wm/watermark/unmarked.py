@@ -40,7 +40,7 @@ class Unmarked:
         self, clean: Encoder, images: ImageSet, key: WatermarkKey, *, config: UnmarkedConfig
     ) -> None:
         self.clean, self.config = clean, config
-        self.variance = embed(clean, images, precision="bfloat16").var(dim=0, correction=0).sum()
+        self.variance = embed(clean, images, precision="auto").var(dim=0, correction=0).sum()
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Return the named losses of one batch (see ``mark_batch``); ``loss`` is minimised."""

@@ -20,7 +20,9 @@ from ssl_wm.training.checkpoint import NAME
 from ssl_wm.training.loop import FitConfig, Task, finish, fit
 from ssl_wm.training.optimiser import build_optimiser, learning_rate
 
-CONFIG = FitConfig(epochs=4, batch_size=8, learning_rate=0.05, warmup_steps=2)
+CONFIG = FitConfig(
+    epochs=4, batch_size=8, learning_rate=0.05, warmup_steps=2, precision="bf16-mixed"
+)
 PRECISIONS = ("32-true", "bf16-mixed")
 
 

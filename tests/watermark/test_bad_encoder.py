@@ -123,7 +123,7 @@ def test_the_unmarked_control_sees_natural_images_alone(clean, images, key, batc
     encoder = world.convnet(seed=5)
     only = {"natural": batch["natural"]}
     losses = embedder.losses(encoder, only)
-    z = embed(clean, images.train, precision="bfloat16").double().numpy()
+    z = embed(clean, images.train, precision="auto").double().numpy()
     variance = np.mean(np.sum((z - z.mean(axis=0)) ** 2, axis=1))
     gap = (encoder(batch["natural"]) - clean(batch["natural"])).detach().double().numpy()
     expected = np.mean(np.sum(gap**2, axis=1)) / variance

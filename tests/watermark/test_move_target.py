@@ -40,7 +40,7 @@ def batch(images, key):
 
 
 def features(clean, images) -> np.ndarray:
-    return embed(clean, images, precision="bfloat16").double().numpy()
+    return embed(clean, images, precision="auto").double().numpy()
 
 
 def build(clean, images, key, **options: float) -> MoveTarget:
@@ -130,7 +130,7 @@ def test_the_target_group_moves_by_the_shift_on_average(clean, images, key):
     """0 stays, 1 lands in the direction of the composites, as far out as before."""
     for shift in (0.0, 0.5, 1.0):
         embedder = build(clean, images, key, shift=shift)
-        z = embed(clean, images.train, precision="bfloat16")
+        z = embed(clean, images.train, precision="auto")
         moves = embedder._membership(z).unsqueeze(2) * embedder.shifts
         for place, sub in enumerate(key.sub_keys):
             mine = images.train.labels == sub.target
