@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ssl_wm import options as o
-from ssl_wm.terminal import run_app, show
+from ssl_wm.cli import options as o
+from ssl_wm.cli.terminal import run_app, show
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ResultFile = Annotated[

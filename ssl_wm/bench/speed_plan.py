@@ -45,7 +45,7 @@ class SpeedConfig(BaseModel):
     quick: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: FitPrecision = Field("auto", validate_default=True)
-    compile: bool = True
+    compile: bool | Literal["graphs"] = True
     workers: int | None = Field(None, ge=0)
     seed: int = 0
     sizes: dict[str, Any] = Field(default_factory=dict)
@@ -86,7 +86,7 @@ def setup_of(config: SpeedConfig) -> Setup:
     base = QUICK if config.quick else GPU if device.type == "cuda" else {}
     sizes = parse(Sizes, {**base, **config.sizes}, source="sizes")
     workers = cores() if config.workers is None else config.workers
-    compiled = config.compile and not config.quick
+    compiled = False if config.quick else config.compile
     return Setup(sizes, device, config.precision, compiled, workers, config.seed)
 
 

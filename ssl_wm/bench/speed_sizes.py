@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -93,7 +93,7 @@ class Setup:
         sizes: how much work.
         device: where networks run.
         precision: of our training, "bf16-mixed" or "32-true".
-        compile: whether our training compiles its encoder.
+        compile: as in ``fit``, of our training.
         workers: processes of lightly's loader.
         seed: of weights and synthetic inputs.
     """
@@ -101,7 +101,7 @@ class Setup:
     sizes: Sizes
     device: torch.device
     precision: FitPrecision
-    compile: bool
+    compile: bool | Literal["graphs"]
     workers: int
     seed: int
 

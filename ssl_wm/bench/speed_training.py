@@ -54,7 +54,7 @@ def our_training(setup: Setup, *, clock: Clock) -> Timing:
     sizes = setup.sizes
     count = sizes.batch_size * (sizes.warmup + sizes.steps)
     labels = torch.zeros(count, dtype=torch.int64)
-    images = ImageSet("speed", "train", setup.pixels[:count], labels, ("all",)).to(setup.device)
+    images = ImageSet("speed", "train", setup.pixels[:count], labels, ("all",))
     config = PretrainConfig(arch=sizes.arch, seed=setup.seed, fit=fit_config(setup))
     encoder = build_encoder(sizes.arch, seed=setup.seed)
     objective = build_objective("simclr", encoder, seed=setup.seed, size=images.size)

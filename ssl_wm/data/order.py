@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,9 @@ from ssl_wm.errors import DataError
 from ssl_wm.rng import torch_stream
 
 
+@lru_cache(maxsize=4)
 def epoch_order(count: int, *, seed: int, epoch: int) -> Tensor:
-    """Return the permutation (count,) of an epoch."""
+    """Return the permutation (count,) of an epoch, which is drawn once: do not change it."""
     return torch.randperm(count, generator=torch_stream(seed, "order", epoch))
 
 

@@ -79,6 +79,11 @@ class ImageSet:
         height, width = self.pixels.shape[-2:]
         return int(height), int(width)
 
+    @property
+    def streamed(self) -> bool:
+        """Whether pixels are decoded from their files when they are taken."""
+        return isinstance(self.pixels, StreamedPixels)
+
     def take(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices`` (B,), int64, as uint8 (B, 3, H, W).
 

@@ -119,11 +119,11 @@ class StealTask(Task):
         super().__init__()
         self.surrogate, self.config = surrogate, config
         self.pool, self.transfer, self.live = pool, transfer, live
+        self.images = pool.images if isinstance(pool, QueryPool) else pool
         self.attack = ATTACKS[config.attack]
         count = len(transfer.indices)
         self.held = int(count * config.held_out) if held is None else held
         self.used = len(live.indices) if live else count - self.held
-        self._place, self._share = (0, 0), (0, 1)
         self.best: nn.Module | None = None
         if config.keep == "best":
             self.best = copy.deepcopy(surrogate).requires_grad_(False)
@@ -135,7 +135,6 @@ class StealTask(Task):
 
     def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
         """Return ``images`` (B, 3, H, W) uint8 and ``answers`` (B, D)."""
-        self._place, self._share = (epoch, step), (rank, world)
         if self.live is not None:
             return self.live.batch(epoch=epoch, step=step)
         places = self.held + batch_indices(
@@ -154,8 +153,8 @@ class StealTask(Task):
         """Return the attack's loss, of the whole batch whatever share of it this process has."""
         images, answers, attack = batch["images"], gather_rows(batch["answers"]), self.attack
         # The last name was once the process's number: 0 keeps the views of a run of one process.
-        stream = torch_stream(self.config.seed, "views", *self._place, 0, device=images.device)
-        rank, world = self._share
+        epoch, step, rank, world = self.place
+        stream = torch_stream(self.config.seed, "views", epoch, step, 0, device=images.device)
         loss = torch.zeros((), device=images.device)
         if attack.viewed:
             view = augment(images, config=attack.views, generator=stream, rank=rank, world=world)

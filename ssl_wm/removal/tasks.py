@@ -47,6 +47,8 @@ class RemovalTask(Task):
             running statistics. None trains all.
     """
 
+    images: ImageSet
+
     def __init__(
         self, encoder: Encoder, *, given: Given, trained: Sequence[nn.Module] | None = None
     ) -> None:
@@ -54,7 +56,6 @@ class RemovalTask(Task):
         self.encoder, self.given, self.images = encoder, given, given.needed
         if len(self.images) < 2:
             raise DataError(f"training needs two images or more; got {len(self.images)}")
-        self._names = (0, 0, 0)
         self._trained = None if trained is None else list(trained)
         if trained is not None:
             encoder.requires_grad_(False)
@@ -76,7 +77,6 @@ class RemovalTask(Task):
 
     def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
         """Return ``images`` (B, 3, H, W) uint8 and their ``places`` (B,) in the set."""
-        self._names = (epoch, step, rank)
         places = batch_indices(
             len(self.images), seed=self.given.seed, epoch=epoch, step=step,
             batch_size=self.given.config.fit.batch_size, rank=rank, world=world,
@@ -84,8 +84,8 @@ class RemovalTask(Task):
         return {"images": self.images.take(places), "places": places}
 
     def stream(self, name: str, *, device: torch.device) -> Generator:
-        """Return the random stream ``name`` of the batch that was drawn last."""
-        return torch_stream(self.given.seed, name, *self._names, device=device)
+        """Return the random stream ``name`` of the batch at hand."""
+        return torch_stream(self.given.seed, name, *self.place[:3], device=device)
 
     def view(self, images: Tensor) -> Tensor:
         """Return a random view (B, 3, H, W), float in [0, 1], of each image."""

@@ -21,8 +21,12 @@ Faster = Mapping[nn.Module, Forward]
 """Backbones with their compiled forward passes."""
 
 
-def compiled_encoders(module: nn.Module) -> dict[nn.Module, Forward]:
+def compiled_encoders(module: nn.Module, *, graphs: bool = False) -> dict[nn.Module, Forward]:
     """Return the backbones of the encoders in ``module`` that are trained, compiled.
+
+    Args:
+        module: a task.
+        graphs: on a GPU, record each pass as a CUDA graph and replay it.
 
     With several processes nothing is compiled: batch normalisation over all of them
     (``norms``) and the compiler do not know each other.
@@ -33,7 +37,7 @@ def compiled_encoders(module: nn.Module) -> dict[nn.Module, Forward]:
     torch.compiler.reset()  # a program that trains many encoders would reach its limit of them
     encoders = outermost_encoders(module)
     trained = [each.backbone for each in encoders if _is_trained(each)]
-    return {backbone: _with_way_back(backbone.forward) for backbone in trained}
+    return {backbone: _with_way_back(backbone.forward, graphs=graphs) for backbone in trained}
 
 
 @contextmanager
@@ -52,11 +56,11 @@ def _is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _with_way_back(plain: Forward) -> Forward:
+def _with_way_back(plain: Forward, *, graphs: bool) -> Forward:
     """Return ``plain`` compiled; where that fails, ``plain`` itself, with one warning."""
     from torch._dynamo.exc import TorchDynamoException
 
-    fast: Forward | None = torch.compile(plain)
+    fast: Forward | None = torch.compile(plain, mode="reduce-overhead" if graphs else None)
 
     def forward(x: Tensor) -> object:
         nonlocal fast

@@ -13,7 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from pydantic import (
@@ -39,6 +39,8 @@ from ssl_wm.training.checkpoint import (
     without_speed,
 )
 from ssl_wm.training.compiled import Faster, compiled_encoders, running
+from ssl_wm.training.feeding import in_turn, on_its_way, resident
+from ssl_wm.training.guard import FiniteGuard
 from ssl_wm.training.optimiser import build_optimiser, learning_rate
 from ssl_wm.training.parallel import (
     check_world,
@@ -50,6 +52,8 @@ from ssl_wm.training.parallel import (
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+    from ssl_wm.data.sources import ImageSet
 
 Batch = dict[str, Tensor]
 
@@ -69,7 +73,8 @@ class FitConfig(BaseModel):
             say which it was, and a run goes on elsewhere with the precision it began with.
         devices: processes, each on a device of its own; under torchrun or SLURM theirs count.
         compile: compile the trained encoders (``torch.compile``), for one process. It takes half a
-            minute, then steps are faster by a tenth to a quarter; see docs/scaling.md.
+            minute, then steps are faster by a tenth to a quarter; see docs/scaling.md. "graphs"
+            also replays them as CUDA graphs, which saves a GPU the launches of small networks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,7 +87,7 @@ class FitConfig(BaseModel):
     warmup_steps: int = Field(100, ge=0)
     precision: FitPrecision = Field("auto", validate_default=True)
     devices: int = Field(1, ge=1)
-    compile: bool = False
+    compile: bool | Literal["graphs"] = False
 
     @field_validator("precision")
     @classmethod
@@ -98,15 +103,38 @@ class FitConfig(BaseModel):
         return told
 
 
+class Place(NamedTuple):
+    """Where a run is: all that a batch and its random draws are named after.
+
+    Attributes:
+        epoch: from 0.
+        step: of the epoch, from 0.
+        rank: the process's number, and ...
+        world: ... of how many.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    rank: int = 0
+    world: int = 1
+
+
 class Task(nn.Module, ABC):
     """What a stage trains: its parameters, its batches and its loss.
 
     Attributes:
+        images: what batches are taken from, where that is a set of images.
+        moves_images: whether the loop may bring the images to the device. ``batch`` then finds
+            them there.
+        place: of the batch that ``forward`` is given; the loop sets it.
         shares: whether ``batch`` and ``forward`` share the work with other processes. A task
             that does not gets the whole batch in every process; its encoders then share their
             work, and the task needs to know nothing of it.
     """
 
+    images: ImageSet | None = None
+    moves_images = False
+    place = Place()
     shares = False
 
     @abstractmethod
@@ -117,7 +145,9 @@ class Task(nn.Module, ABC):
     def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
         """Return process ``rank``'s share of the batch of a step, on the CPU or the device.
 
-        A task that does not share is asked for process 0 of 1, the whole batch.
+        It follows from the arguments alone and changes nothing, since it may be made ahead of
+        need in another thread. A task that does not share is asked for process 0 of 1, the whole
+        batch.
         """
 
     @abstractmethod
@@ -154,8 +184,9 @@ def fit(
         run: settings that must be the same for a checkpoint to be resumed.
 
     Raises:
-        TrainingError: a loss is not finite (raised before the optimiser step, naming the
-            terms), the checkpoint belongs to another run, or another process failed.
+        TrainingError: a loss is not finite (on a CPU raised before the optimiser step, elsewhere
+            before the epoch is written; it names the terms), the checkpoint belongs to another
+            run, or another process failed.
         ConfigError: the processes cannot be started, or cannot share a batch equally.
     """
     here = place()
@@ -168,7 +199,9 @@ def fit(
 def _fit(
     fabric: Fabric, task: Task, config: FitConfig, title: str, folder: Path | None, identity: str
 ) -> list[dict[str, float]]:
-    optimiser = build_optimiser(task, config=config)
+    optimiser = build_optimiser(task, config=config, fused=fabric.device.type == "cuda")
+    if task.images is not None and task.moves_images:
+        task.images = resident(task.images, device=fabric.device)
     first = fabric.is_global_zero
     found = find_checkpoint(folder, run=identity) if folder and first else None
     found = fabric.broadcast(found)  # the folder may be on the first process's machine alone
@@ -182,7 +215,8 @@ def _fit(
     lines = _read_metrics(folder, epochs=start)
     steps = task.steps_per_epoch()
     total = config.epochs * steps
-    faster = compiled_encoders(task) if config.compile else {}
+    graphs = config.compile == "graphs"
+    faster = compiled_encoders(task, graphs=graphs) if config.compile else {}
     with progress(title, total=total) as advance:
         advance(start * steps)
         for epoch in range(start, config.epochs):
@@ -250,20 +284,28 @@ def _epoch(
     faster: Faster,
 ) -> dict[str, float]:
     module.train()
-    steps, began = task.steps_per_epoch(), time.perf_counter()
+    steps, began, guard = task.steps_per_epoch(), time.perf_counter(), FiniteGuard()
     sums: dict[str, Tensor] = {}
-    for step in range(steps):
+    rank, world = (fabric.global_rank, fabric.world_size) if task.shares else (0, 1)
+
+    def make(step: int) -> Batch:
+        batch = task.batch(epoch=epoch, step=step, rank=rank, world=world)
+        return on_its_way(batch, device=fabric.device)
+
+    ahead = fabric.device.type != "cpu" or (task.images is not None and task.images.streamed)
+    for step, batch in enumerate(in_turn(make, steps=steps, ahead=ahead)):
         position = epoch * steps + step
         rate = learning_rate(position, total=total, config=config)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        rank, world = (fabric.global_rank, fabric.world_size) if task.shares else (0, 1)
-        batch = task.batch(epoch=epoch, step=step, rank=rank, world=world)
+        if config.compile == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        task.place = Place(epoch, step, rank, world)
         box = _Box({name: fabric.to_device(value) for name, value in batch.items()})
         with work_shared(task, shares=task.shares), running(faster):
             losses = module(box)
         shown = losses_over_processes(losses)
-        _check_finite(shown, epoch=epoch, step=step)
+        guard.see(shown, epoch=epoch, step=step)
         fabric.backward(losses["loss"])
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -271,6 +313,7 @@ def _epoch(
         for name, value in shown.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach()
         advance(1)
+    guard.finish()
     means = {name: round(float(value) / steps, 6) for name, value in sums.items()}
     seconds = round(time.perf_counter() - began, 3)
     return {"epoch": epoch + 1, "seconds": seconds, "lr": rate, **means, **task.to_log()}
@@ -281,16 +324,6 @@ def run_identity(config: FitConfig, run: Mapping[str, Any]) -> str:
     told = without_speed({"fit": config.model_dump(), "run": run})
     text = json.dumps(told, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_finite(losses: Mapping[str, Tensor], *, epoch: int, step: int) -> None:
-    if bool(torch.isfinite(losses["loss"])):
-        return
-    terms = ", ".join(f"{name} = {float(value.detach()):.4g}" for name, value in losses.items())
-    raise TrainingError(
-        f"the loss is not finite at epoch {epoch + 1}, step {step + 1} ({terms}); the last "
-        "checkpoint is kept. Lower learning_rate or use precision 32-true"
-    )
 
 
 def _read_metrics(folder: Path | None, *, epochs: int) -> list[dict[str, float]]:

@@ -27,13 +27,21 @@ def learning_rate(step: int, *, total: int, config: FitConfig) -> float:
     return float(cosine_schedule(step - warmup, max(rest, 2), config.learning_rate, 0.0))
 
 
-def build_optimiser(task: nn.Module, *, config: FitConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of ``config``; norms and biases are not decayed."""
+def build_optimiser(
+    task: nn.Module, *, config: FitConfig, fused: bool = False
+) -> torch.optim.Optimizer:
+    """Return the optimiser of ``config``; norms and biases are not decayed.
+
+    Args:
+        task: whose parameters are trained.
+        config: which optimiser.
+        fused: take a whole step in one kernel, to the same weights up to rounding.
+    """
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)

@@ -44,6 +44,8 @@ class PretrainConfig(BaseModel):
 class PretrainTask(Task):
     """An encoder and a self-supervised objective on two views of each image."""
 
+    images: ImageSet
+    moves_images = True
     shares = True
 
     def __init__(
@@ -68,7 +70,6 @@ class PretrainTask(Task):
             rank=rank,
             world=world,
         )
-        self._place, self._share = (epoch, step), (rank, world)
         return {"images": self.images.take(indices)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
@@ -78,10 +79,8 @@ class PretrainTask(Task):
 
     def _view(self, images: Tensor, name: str) -> Tensor:
         # The last name was once the process's number: 0 keeps the views of a run of one process.
-        stream = torch_stream(
-            self.config.seed, "views", name, *self._place, 0, device=images.device
-        )
-        rank, world = self._share
+        epoch, step, rank, world = self.place
+        stream = torch_stream(self.config.seed, "views", name, epoch, step, 0, device=images.device)
         return augment(images, config=self.config.views, generator=stream, rank=rank, world=world)
 
     def after_step(self, *, progress: float) -> None:

@@ -76,6 +76,8 @@ class MarkTask(Task):
     those of use; the clean encoder's running statistics serve throughout.
     """
 
+    images: ImageSet
+
     def __init__(
         self,
         encoder: Encoder,

@@ -39,6 +39,7 @@ class ShadowTask(Task):
     asked once, as a thief asks them.
     """
 
+    images: ImageSet
     shares = True
 
     def __init__(

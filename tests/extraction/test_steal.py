@@ -23,7 +23,7 @@ from ssl_wm.extraction.steal import (
     steal,
 )
 from ssl_wm.rng import torch_stream
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.loop import FitConfig, Place
 
 
 def pool_of(count: int = 48, size: int = 16, *, seed: int = 0) -> ImageSet:
@@ -184,7 +184,7 @@ def test_the_loss_is_the_weighted_sum_on_the_image_and_on_its_view(monkeypatch):
     monkeypatch.setitem(ATTACKS, "both", Attack(cosine, views=COLOUR, plain=3.0, viewed=2.0))
     task = task_of(attack="both").eval()
     names = {"epoch": 1, "step": 1, "rank": 0}
-    batch = task.batch(**names, world=1)
+    batch, task.place = task.batch(**names, world=1), Place(1, 1)
     stream = torch_stream(task.config.seed, "views", 1, 1, 0)
     seen = augment(batch["images"], config=COLOUR, generator=stream)
     expected = 3 * cosine(task.surrogate(batch["images"]), batch["answers"])

@@ -23,7 +23,7 @@ from ssl_wm.removal.remove import forget, remove
 from ssl_wm.removal.tasks import BetweenTask, LabelTask
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.checkpoint import NAME
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.loop import FitConfig, Place
 
 TRAINING = [name for name, entry in REMOVALS.items() if entry.kind == "training"]
 
@@ -243,6 +243,7 @@ def test_composites_get_classes_at_random_not_those_of_their_parents(images):
         patch.setattr(F, "cross_entropy", note)
         for step in range(3):
             for epoch in range(8):
+                task.place = Place(epoch, step)
                 task(task.batch(epoch=epoch, step=step, rank=0, world=1))
     wrong = torch.cat(drawn[1::2])
     counts = np.bincount(wrong.numpy(), minlength=8)

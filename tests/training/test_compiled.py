@@ -54,8 +54,8 @@ def test_a_compiled_run_has_the_losses_and_weights_of_one_that_is_not(monkeypatc
     tasks, lines, called = [], [], []
     real = compiled._with_way_back
 
-    def counted(plain):
-        fast = real(plain)
+    def counted(plain, *, graphs):
+        fast = real(plain, graphs=graphs)
         return lambda x: called.append(len(x)) or fast(x)
 
     monkeypatch.setattr(compiled, "_with_way_back", counted)
@@ -70,8 +70,20 @@ def test_a_compiled_run_has_the_losses_and_weights_of_one_that_is_not(monkeypatc
     assert "forward" not in vars(tasks[1].encoder.backbone)
 
 
+@pytest.mark.parametrize(("switch", "mode"), [(True, None), ("graphs", "reduce-overhead")])
+def test_graphs_are_recorded_where_they_are_asked_for_and_change_no_number(
+    switch, mode, monkeypatch
+):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda plain, *, mode: modes.append(mode) or plain)
+    config = FitConfig.model_validate(FIT.model_dump() | {"compile": switch})
+    lines = [fit(Regress(), config=each, title="test") for each in (FIT, config)]
+    assert modes == [mode]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]]
+
+
 def test_where_compiling_fails_the_run_goes_on_without_it(monkeypatch, caplog):
-    def broken(plain):
+    def broken(plain, *, mode):
         def raises(_x: Tensor) -> Tensor:
             raise RuntimeError("no compiler\nat all")
 
@@ -86,14 +98,14 @@ def test_where_compiling_fails_the_run_goes_on_without_it(monkeypatch, caplog):
 
 
 def test_an_error_of_the_network_itself_is_not_taken_for_the_compilers(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda plain: plain)
+    monkeypatch.setattr(torch, "compile", lambda plain, *, mode: plain)
     task = Regress()
     with running(compiled_encoders(task)), pytest.raises(RuntimeError, match="expected input"):
         task.encoder.backbone(torch.rand(2, 5, 8, 8))
 
 
 def test_only_trained_encoders_are_compiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda plain: plain)
+    monkeypatch.setattr(torch, "compile", lambda plain, *, mode: plain)
     task = Regress()
     assert list(compiled_encoders(task)) == [task.encoder.backbone]
 

@@ -300,3 +300,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_terms(bad
     fit(mended, config=CONFIG, title="x", folder=tmp_path)
     fit(good, config=CONFIG, title="x")
     assert digest(mended) == digest(good)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_an_optimiser_in_one_kernel_makes_the_same_steps(name):
+    config = FitConfig(optimiser=name, weight_decay=0.3)
+    tasks = Fold(), Fold()
+    pair = [
+        build_optimiser(task, config=config, fused=fused)
+        for task, fused in zip(tasks, (False, True), strict=True)
+    ]
+    stream = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        for ours, theirs in zip(*(task.net.parameters() for task in tasks), strict=True):
+            ours.grad = torch.randn(ours.shape, generator=stream)
+            theirs.grad = ours.grad.clone()
+        for optimiser in pair:
+            optimiser.step()
+    for ours, theirs in zip(*(task.net.parameters() for task in tasks), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

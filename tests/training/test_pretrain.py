@@ -18,7 +18,7 @@ from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError, EncoderError, TrainingError
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.loop import FitConfig, Place
 from ssl_wm.training.objectives import OBJECTIVES, Objective
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, build_objective, pretrain
 
@@ -158,7 +158,7 @@ def test_every_epoch_step_process_and_side_has_views_of_its_own():
     task = PretrainTask(load_encoder("convnet-xs"), watching, images, config=config())
     same = {"images": images.take(torch.arange(8))}
     for epoch, step, rank in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)):
-        task.batch(epoch=epoch, step=step, rank=rank, world=2)
+        task.place = Place(epoch, step, rank, 2)
         task(same)
     *first, last_a, last_b = watching.views
     assert torch.equal(first[0], last_a)

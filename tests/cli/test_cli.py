@@ -19,14 +19,17 @@ import pytest
 import torch
 from rich.text import Text
 
-from ssl_wm import claim_commands, cli, commands, terminal
+from ssl_wm import cli
+from ssl_wm.cli import terminal
+from ssl_wm.commands import claims as claim_commands
+from ssl_wm.commands import stages as commands
 from ssl_wm.encoders.saved import read_facts
 from ssl_wm.extraction.steal import ATTACKS
 from ssl_wm.training.objectives import OBJECTIVES
 from ssl_wm.verification.verdict import EXIT_CODES
 from ssl_wm.watermark.embed import EMBEDDERS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("pretrain", "keygen", "watermark", "steal", "probe", "verify", "demo", "bench")
 SMALL = """
 images: {spec: digits, limit: 120}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssl_wm import options as o
+from ssl_wm.cli import options as o
 
 serving = typer.Typer()
 
@@ -90,7 +90,7 @@ def serve(
     line a request goes to standard error. Load it from elsewhere with
     --encoder http://HOST:PORT. Needs the extra named serve.
     """
-    from ssl_wm import serve_commands
+    from ssl_wm.commands import serve as serve_commands
 
     flags = {"port": port, "host": host, "batch": batch}
     serve_commands.serve(

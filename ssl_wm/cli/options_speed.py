@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssl_wm.options_extraction import LISTED
+from ssl_wm.cli.options_extraction import LISTED
 
 Only = Annotated[
     list[str] | None,

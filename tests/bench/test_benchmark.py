@@ -14,7 +14,7 @@ from ssl_wm.bench.cells import run_benchmark
 from ssl_wm.bench.story import BenchConfig, load_bench_config
 from ssl_wm.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FIT = {"epochs": 1, "batch_size": 64, "warmup_steps": 2}
 STORY = {
     "title": "toy",

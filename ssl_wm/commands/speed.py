@@ -8,7 +8,7 @@ from typing import Any
 
 from ssl_wm.bench.speed import RESULT, run_speed
 from ssl_wm.bench.speed_plan import SpeedConfig, load_speed_config
-from ssl_wm.outputs import Out
+from ssl_wm.commands.outputs import Out
 from ssl_wm.report.speed import write_speed
 
 __all__ = ["Out", "bench_speed", "load_speed_config"]

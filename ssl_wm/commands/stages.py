@@ -9,6 +9,7 @@ from typing import Any
 
 from ssl_wm.bench.cells import run_benchmark
 from ssl_wm.bench.story import BenchConfig
+from ssl_wm.commands.outputs import Out
 from ssl_wm.config import Settings
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images, open_images
@@ -17,7 +18,6 @@ from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction import steal as theft
 from ssl_wm.files import claim_file, plain, read_json
-from ssl_wm.outputs import Out
 from ssl_wm.training import pretrain as pretraining
 from ssl_wm.verification.utility import utility
 from ssl_wm.versions import versions

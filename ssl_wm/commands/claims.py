@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_wm.calibration import calibrate as calibration
-from ssl_wm.commands import open_chosen
+from ssl_wm.commands.outputs import Out
+from ssl_wm.commands.stages import open_chosen
 from ssl_wm.config import Settings
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images, open_images
@@ -18,7 +19,6 @@ from ssl_wm.errors import ConfigError
 from ssl_wm.evidence import record as bundles
 from ssl_wm.files import claim_file, claim_folder, write_text
 from ssl_wm.nulls import make_nulls, null_folders
-from ssl_wm.outputs import Out
 from ssl_wm.report.calibration import write_calibration
 from ssl_wm.report.evidence import render_evidence
 from ssl_wm.verification import trace as tracing

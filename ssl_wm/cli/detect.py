@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ssl_wm import options as o
-from ssl_wm.terminal import show
+from ssl_wm.cli import options as o
+from ssl_wm.cli.terminal import show
 
 detecting = typer.Typer()
 
@@ -70,7 +70,7 @@ def detect(
     flags = o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import detect_commands as commands
+        from ssl_wm.commands import detect as commands
 
         return commands.detect(
             o.read_settings(config, flags), suspect=suspect, detector=detector, nulls=null,

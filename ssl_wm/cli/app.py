@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 import typer
 
 import ssl_wm
-from ssl_wm import options as o
-from ssl_wm.cli_bench import bench, stories
-from ssl_wm.cli_claims import claims
-from ssl_wm.cli_detect import detecting
-from ssl_wm.cli_serve import serving
-from ssl_wm.cli_thief import thief
+from ssl_wm.cli import options as o
+from ssl_wm.cli.bench import bench, stories
+from ssl_wm.cli.claims import claims
+from ssl_wm.cli.detect import detecting
+from ssl_wm.cli.serve import serving
+from ssl_wm.cli.terminal import NAME, run_app, show
+from ssl_wm.cli.thief import thief
 from ssl_wm.processes import running_command
-from ssl_wm.terminal import NAME, run_app, show
 
 app = typer.Typer(
     name=NAME, add_completion=False, pretty_exceptions_enable=False,
@@ -76,7 +76,7 @@ def pretrain(
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
-        from ssl_wm import commands
+        from ssl_wm.commands import stages as commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
         return commands.pretrain(o.read_settings(config, flags), out=place)
@@ -118,7 +118,7 @@ def keygen(
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
-        from ssl_wm import commands
+        from ssl_wm.commands import stages as commands
 
         if given is not None or beacon is not None:
             return commands.add_beacon(given, beacon=beacon, out=out, overwrite=overwrite)
@@ -154,7 +154,7 @@ def watermark(
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
-        from ssl_wm import commands
+        from ssl_wm.commands import stages as commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
         return commands.watermark(
@@ -178,7 +178,7 @@ def probe(
     flags = o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import commands
+        from ssl_wm.commands import stages as commands
 
         return commands.probe(o.read_settings(config, flags), encoder=encoder)
 
@@ -190,7 +190,7 @@ def version(as_json: o.Json = False) -> None:
     """Print the versions of ssl-wm and of what results depend on, and the device."""
 
     def run() -> dict[str, Any]:
-        from ssl_wm import commands
+        from ssl_wm.commands import stages as commands
 
         return commands.versions()
 

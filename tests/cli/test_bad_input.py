@@ -20,7 +20,7 @@ from ssl_wm.cli import main
 from ssl_wm.encoders.load import build_encoder, save_encoder
 from ssl_wm.files import sha256_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ("--images", "digits", "--limit", "100")
 
 

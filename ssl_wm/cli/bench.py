@@ -8,12 +8,12 @@ from typing import Any
 
 import typer
 
-from ssl_wm import options as o
-from ssl_wm import options_extraction as x
-from ssl_wm import options_robustness as r
-from ssl_wm import options_speed as v
+from ssl_wm.cli import options as o
+from ssl_wm.cli import options_extraction as x
+from ssl_wm.cli import options_robustness as r
+from ssl_wm.cli import options_speed as v
+from ssl_wm.cli.terminal import show
 from ssl_wm.errors import ConfigError
-from ssl_wm.terminal import show
 
 stories = typer.Typer()
 bench = typer.Typer()
@@ -98,9 +98,9 @@ def detection(
     flags = {"seed": seed} | o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import detect_commands as commands
         from ssl_wm.bench.detection import load_detection_config
-        from ssl_wm.outputs import Out
+        from ssl_wm.commands import detect as commands
+        from ssl_wm.commands.outputs import Out
 
         place = Out(out, resume=resume, overwrite=overwrite)
         told = load_detection_config(config, flags)
@@ -114,8 +114,8 @@ def _story(
     resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     def run() -> dict[str, Any]:
-        from ssl_wm import commands
         from ssl_wm.bench.story import load_bench_config
+        from ssl_wm.commands import stages as commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
         inputs = [config] if config else []
@@ -163,8 +163,8 @@ def extraction(
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
-        from ssl_wm import extraction_commands
         from ssl_wm.bench.extraction_plan import load_extraction_config
+        from ssl_wm.commands import extraction as extraction_commands
 
         place = extraction_commands.Out(out, resume=resume, overwrite=overwrite)
         inputs = [] if config is None else [config]
@@ -208,8 +208,8 @@ def robustness(
     """
 
     def run() -> dict[str, Any]:
-        from ssl_wm import robustness_commands as washing
         from ssl_wm.bench.robustness_plan import load_robustness_config
+        from ssl_wm.commands import robustness as washing
 
         flags = {
             "key": key, "encoders": washing.read_encoders(encoder), "nulls": null,
@@ -250,7 +250,7 @@ def survival(
     flags = {"seed": seed} | o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import survival_commands as surviving
+        from ssl_wm.commands import survival as surviving
 
         place = surviving.Out(out, resume=resume, overwrite=overwrite)
         told = surviving.load_survival_config(config, flags)
@@ -284,7 +284,7 @@ def speed(
     }  # fmt: skip
 
     def run() -> dict[str, Any]:
-        from ssl_wm import speed_commands as speeds
+        from ssl_wm.commands import speed as speeds
 
         place = speeds.Out(out, resume=resume, overwrite=overwrite)
         inputs = [] if config is None else [config]

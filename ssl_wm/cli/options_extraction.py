@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ssl_wm.cli.options import ENCODER_HELP
 from ssl_wm.errors import ConfigError
-from ssl_wm.options import ENCODER_HELP
 
 LISTED = "Several with commas between them, or the option again."
 

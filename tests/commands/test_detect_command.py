@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 from rich.text import Text
 
-from ssl_wm import cli, detect_commands
+from ssl_wm import cli
+from ssl_wm.commands import detect as detect_commands
 from ssl_wm.detection.detect import DETECTORS
 from ssl_wm.encoders.load import build_encoder, save_encoder
 

@@ -9,8 +9,8 @@ from typing import Any
 from ssl_wm.bench.robustness import RobustnessBench
 from ssl_wm.bench.robustness_open import open_robustness
 from ssl_wm.bench.robustness_plan import NAME, RobustnessConfig
+from ssl_wm.commands.outputs import Out
 from ssl_wm.errors import ConfigError
-from ssl_wm.outputs import Out
 from ssl_wm.removal.remove import parts_of
 from ssl_wm.report.robustness import write_robustness
 

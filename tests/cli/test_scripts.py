@@ -13,7 +13,7 @@ import pytest
 from ssl_wm.cli import main
 from ssl_wm.encoders.load import build_encoder, read_facts, save_encoder
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 VERBS = ("pretrain", "watermark", "steal", "probe", "verify")
 
 
@@ -100,7 +100,7 @@ def test_feature_spaces_are_drawn_side_by_side(monkeypatch, tmp_path):
 
 def test_there_is_no_script_without_a_test():
     elsewhere = [
-        "results_table.py",  # tests/test_benchmark.py
+        "results_table.py",  # tests/bench/test_benchmark.py
         "ambiguity.py", "false_claim.py",  # tests/disputes
         "train_population.py", "compare_statistics.py", "map_spaces.py",
         "bench_serve.py",  # tests/encoders/test_bench_serve.py

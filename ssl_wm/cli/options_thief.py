@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ssl_wm.options import ENCODER_HELP
+from ssl_wm.cli.options import ENCODER_HELP
 
 Victim = Annotated[
     str, typer.Option("--victim", metavar="SPEC", help=f"The encoder to copy: {ENCODER_HELP}.")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from ssl_wm.cli import main
+from ssl_wm.commands.outputs import Out, first_difference
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import build_encoder, save_encoder
-from ssl_wm.outputs import Out, first_difference
 from ssl_wm.training import loop
 from ssl_wm.watermark.keyfile import save_key
 from ssl_wm.watermark.keygen import keygen
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DIGITS = ("--images", "digits", "--limit", "100")
 SMALL = """
 pretrain: {arch: convnet-xs, fit: {epochs: 2, batch_size: 50, warmup_steps: 0}}

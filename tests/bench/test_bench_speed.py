@@ -347,7 +347,9 @@ def test_sizes_follow_the_device_and_quick_and_a_config_changes_single_ones(monk
     assert quick.bank == 77
     assert quick.model_dump() == {**Sizes().model_dump(), **QUICK, "bank": 77}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: True)
     there = setup_of(SpeedConfig())
+    assert there.precision == "bf16-mixed"
     assert there.on_gpu
     assert there.sizes.model_dump() == {**Sizes().model_dump(), **GPU}
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):

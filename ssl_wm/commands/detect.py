@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ssl_wm.bench.detection import DetectionBench, run_detection
-from ssl_wm.claim_commands import load_nulls, spread
-from ssl_wm.commands import open_chosen
+from ssl_wm.commands.claims import load_nulls, spread
+from ssl_wm.commands.outputs import Out
+from ssl_wm.commands.stages import open_chosen
 from ssl_wm.config import Settings
 from ssl_wm.console import say
 from ssl_wm.data.decoding import ENDINGS, UnusableImageError, decode, read_size
@@ -26,7 +27,6 @@ from ssl_wm.encoders.load import load_encoder
 from ssl_wm.encoders.space import directions, group_centres
 from ssl_wm.errors import ConfigError, DataError, SslWmError, choose
 from ssl_wm.files import claim_file, write_json
-from ssl_wm.outputs import Out
 
 Result = dict[str, Any]
 

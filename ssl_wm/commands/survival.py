@@ -8,8 +8,8 @@ from typing import Any
 
 from ssl_wm.bench.survival import SurvivalBench
 from ssl_wm.bench.survival_plan import SurvivalConfig, load_survival_config, pools_of
+from ssl_wm.commands.outputs import Out
 from ssl_wm.data.sources import open_images
-from ssl_wm.outputs import Out
 from ssl_wm.report.survival import write_survival, write_table
 
 __all__ = ["Out", "bench_survival", "load_survival_config"]

@@ -8,10 +8,10 @@ from typing import Any
 
 from ssl_wm.bench.extraction import ExtractionBench
 from ssl_wm.bench.extraction_plan import SAME, ExtractionConfig
-from ssl_wm.claim_commands import load_nulls
+from ssl_wm.commands.claims import load_nulls
+from ssl_wm.commands.outputs import Out
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder
-from ssl_wm.outputs import Out
 from ssl_wm.report.extraction import write_extraction
 from ssl_wm.watermark.keyfile import load_key
 

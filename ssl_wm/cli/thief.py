@@ -6,9 +6,9 @@ from typing import Any
 
 import typer
 
-from ssl_wm import options as o
-from ssl_wm import options_thief as t
-from ssl_wm.terminal import show
+from ssl_wm.cli import options as o
+from ssl_wm.cli import options_thief as t
+from ssl_wm.cli.terminal import show
 
 thief = typer.Typer()
 
@@ -52,7 +52,7 @@ def steal(
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
-        from ssl_wm import commands
+        from ssl_wm.commands import stages as commands
 
         settings = o.read_settings(config, flags)
         if dry_run:

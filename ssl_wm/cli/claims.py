@@ -6,8 +6,8 @@ from typing import Any
 
 import typer
 
-from ssl_wm import options as o
-from ssl_wm.terminal import show
+from ssl_wm.cli import options as o
+from ssl_wm.cli.terminal import show
 
 claims = typer.Typer()
 evidence = typer.Typer(
@@ -46,7 +46,7 @@ def verify(
     flags |= o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import claim_commands as commands
+        from ssl_wm.commands import claims as commands
 
         return commands.verify(
             o.read_settings(config, flags), key=key, suspect=suspect, nulls=null,
@@ -86,7 +86,7 @@ def nulls(
     flags |= o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import claim_commands as commands
+        from ssl_wm.commands import claims as commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)
         return commands.nulls(
@@ -120,7 +120,7 @@ def trace(
     flags = _judging(alpha, None, access, None) | o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import claim_commands as commands
+        from ssl_wm.commands import claims as commands
 
         return commands.trace(
             o.read_settings(config, flags), keys=keys, suspect=suspect, nulls=null
@@ -160,7 +160,7 @@ def calibrate(
     flags |= o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm import claim_commands as commands
+        from ssl_wm.commands import claims as commands
 
         place = commands.Out(out, overwrite=overwrite)
         return commands.calibrate(o.read_settings(config, flags), key=key, nulls=null, out=place)
@@ -186,7 +186,7 @@ def check_evidence(
     """
 
     def run() -> dict[str, Any]:
-        from ssl_wm import claim_commands as commands
+        from ssl_wm.commands import claims as commands
 
         flags = o.image_flags(images, size, limit, download)
         return commands.check_evidence(
@@ -207,7 +207,7 @@ def report_evidence(
     """Write a sealed verdict as one HTML page for a lawyer to read and an expert to check."""
 
     def run() -> dict[str, Any]:
-        from ssl_wm import claim_commands as commands
+        from ssl_wm.commands import claims as commands
 
         page = out or bundle.with_name(f"{bundle.resolve().name}.html")
         return commands.report_evidence(bundle, out=page, overwrite=overwrite)

@@ -18,8 +18,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from ssl_wm.commands.serve import read_accounts, read_defence, read_secret, read_settings, serve
 from ssl_wm.errors import ConfigError, SslWmError
-from ssl_wm.serve_commands import read_accounts, read_defence, read_secret, read_settings, serve
 
 KEY = "a-key-for-the-test"
 DIGEST = "0" * 64

@@ -1,0 +1,1 @@
+"""What each command does: settings and specs in, a JSON-ready dictionary out."""
