@@ -1,6 +1,6 @@
 """What networks compute in: bfloat16 where the device multiplies it in hardware, else float32.
 
-Elsewhere bfloat16 is imitated, and a network runs ten to twenty times slower than in float32.
+Elsewhere bfloat16 is imitated, and a network trains about ten times slower than in float32.
 """
 
 from __future__ import annotations

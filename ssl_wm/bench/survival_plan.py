@@ -174,6 +174,11 @@ class SurvivalConfig(BaseModel):
         """Return the thieves of a set, each once; budgets are cut to ``sizes`` of the pools."""
         return thieves_of(self.thefts[name], base=self.steal, sizes=sizes)
 
+    def controlled(self, name: str, *, sizes: Mapping[str, int] | None = None) -> set[Thief]:
+        """Return the thieves of a set that also steal the clean encoder."""
+        grids = [grid for grid in self.thefts[name] if grid.control]
+        return set(thieves_of(grids, base=self.steal, sizes=sizes))
+
     def theft(self, thief: Thief, *, run: int) -> StealConfig:
         """Return how a copy is made, with the same seed for all victims of a run."""
         return thief.theft(self.steal, seed=seed_of(self, run, "theft"))
@@ -248,8 +253,8 @@ def seed_of(config: SurvivalConfig, run: int, stage: str) -> int:
 def expand(config: SurvivalConfig, *, sizes: Mapping[str, int]) -> list[SurvivalCell]:
     """Return the cells in the order they are run; a victim always before its copies.
 
-    The copy of the clean encoder by a thief comes just before the first other one by this thief,
-    so that whatever was copied when a run is interrupted can be compared.
+    The copy of the clean encoder by a thief, where there is one, comes just before the first
+    other one by this thief, so that whatever was copied when a run is interrupted can be compared.
 
     Args:
         config: the benchmark.
@@ -262,8 +267,12 @@ def expand(config: SurvivalConfig, *, sizes: Mapping[str, int]) -> list[Survival
             if run >= config.runs_of(name):
                 continue
             cells[SurvivalCell(run, name)] = None
-            for thief in config.thieves(embedder.thefts, sizes=sizes) if embedder.thefts else ():
-                cells[SurvivalCell(run, CLEAN, thief)] = None
+            if embedder.thefts is None:
+                continue
+            controlled = config.controlled(embedder.thefts, sizes=sizes)
+            for thief in config.thieves(embedder.thefts, sizes=sizes):
+                if thief in controlled:
+                    cells[SurvivalCell(run, CLEAN, thief)] = None
                 cells[SurvivalCell(run, name, thief)] = None
     return list(cells)
 

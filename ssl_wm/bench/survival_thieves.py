@@ -29,6 +29,8 @@ class Grid(BaseModel):
         budgets: images to query; one that is larger than the pool sends the whole pool.
         pools: "same" (the owner's training images), "half" (a random half of them), or image
             specs, whose train split is queried.
+        control: whether these thieves also steal the clean encoder, for comparison; it doubles
+            what they cost.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +40,7 @@ class Grid(BaseModel):
     starts: tuple[str, ...] = ()
     budgets: tuple[Budget, ...] = ()
     pools: tuple[str, ...] = ()
+    control: bool = True
 
     @field_validator("attacks", mode="before")
     @classmethod

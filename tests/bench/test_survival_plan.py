@@ -114,6 +114,17 @@ def test_a_thief_with_his_own_encoder_starts_from_it_and_others_from_fresh_weigh
     assert (fresh.held_out, warm.held_out, warm.fit.epochs) == (0.1, 0.1, 1)
 
 
+def test_thieves_without_a_control_do_not_steal_the_clean_encoder():
+    grids = [{"attacks": ["cosine"]}, {"attacks": ["mse", "cosine", "rda"], "control": False}]
+    whole = config(thefts={"one": grids})
+    stolen = [
+        (cell.embedder, cell.thief.attack)
+        for cell in expand(whole, sizes=SIZES)
+        if cell.thief is not None
+    ]
+    assert stolen == [("clean", "cosine"), ("move", "cosine"), ("move", "mse"), ("move", "rda")]
+
+
 def test_cells_are_run_by_run_with_the_control_just_before_each_copy():
     embedders = {
         "none": NONE, "move": {**MOVE, "thefts": "two"}, "peer": {**MOVE, "runs": 1}
