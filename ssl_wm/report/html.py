@@ -143,7 +143,7 @@ def _story(data: ReportData) -> list[tuple[str, str]]:
         steps.append(("Pretrain", text + reached("clean", "A linear probe on it reaches {}.")))
     if "watermarked" in names:
         text = "A secret key picks source groups A and B, a target and a recipe to join two images."
-        text += " Training brings such composites and the target together."
+        text += " Marking brings such composites and the target together."
         steps.append(("Mark", text + reached("watermarked", "The probe then reaches {}.")))
     if "stolen" in names:
         text = (
