@@ -17,9 +17,9 @@ from ssl_wm.console import say
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.extraction.steal import ATTACKS, StealConfig, steal
-from ssl_wm.training.loop import FitConfig
 from ssl_wm.training.objectives import OBJECTIVES
 from ssl_wm.training.pretrain import PretrainConfig, pretrain
+from ssl_wm.training.settings import FitConfig
 
 SHAPES = ("convnet-xs", "convnet-s", "resnet-small")
 

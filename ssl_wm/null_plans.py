@@ -14,8 +14,8 @@ from ssl_wm.encoders.load import width_of
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.rng import derive_seed
-from ssl_wm.training.loop import FitConfig
 from ssl_wm.training.pretrain import PretrainConfig
+from ssl_wm.training.settings import FitConfig
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet

@@ -17,8 +17,8 @@ from ssl_wm.errors import ConfigError, TrainingError
 from ssl_wm.extraction.steal import ATTACKS
 from ssl_wm.null_plans import COPIES, OWN, NullsConfig, plan_nulls, sized
 from ssl_wm.nulls import make_nulls, null_folders
-from ssl_wm.training.loop import FitConfig
 from ssl_wm.training.pretrain import PretrainConfig, pretrain
+from ssl_wm.training.settings import FitConfig
 
 FIT = FitConfig(epochs=1, batch_size=32, warmup_steps=2)
 CONFIG = NullsConfig(count=4, retrained=0.5, pretrain=FIT, steal=FIT, seed=3)

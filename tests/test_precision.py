@@ -10,7 +10,7 @@ from ssl_wm.detection.settings import InversionConfig
 from ssl_wm.encoders.embeddings import EmbeddingCache, embed
 from ssl_wm.encoders.zoo import build_encoder
 from ssl_wm.precision import fast_bfloat16, lowered, matrix_unit, settled, settled_fit
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 from ssl_wm.verification.settings import ReadConfig
 
 PIXELS = torch.arange(4 * 3 * 16 * 16).remainder(255).to(torch.uint8).view(4, 3, 16, 16)

@@ -16,7 +16,7 @@ from ssl_wm.errors import ConfigError, SslWmError
 from ssl_wm.files import sha256_bytes
 from ssl_wm.removal.remove import REMOVALS, RemovalConfig, checked, parts_of
 from ssl_wm.rng import derive_seed
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 from ssl_wm.verification.settings import VerifyConfig
 
 CONTROL = "clean"

@@ -16,8 +16,9 @@ from ssl_wm.data.sources import ImageSet
 from ssl_wm.data.views import augment
 from ssl_wm.encoders.load import build_encoder, width_of
 from ssl_wm.rng import torch_stream
-from ssl_wm.training.loop import FitConfig, fit
+from ssl_wm.training.loop import fit
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, build_objective
+from ssl_wm.training.settings import FitConfig
 
 COUNTED = 8  # images of the step whose floating-point operations are counted
 

@@ -21,8 +21,8 @@ from ssl_wm.extraction.pool import QueryPool, Views
 from ssl_wm.extraction.queries import Ledger, TransferSet, query, save_ledger, save_transfer_set
 from ssl_wm.extraction.settings import StealConfig
 from ssl_wm.rng import torch_stream
-from ssl_wm.training.loop import Batch, Task
 from ssl_wm.training.parallel import gather_rows
+from ssl_wm.training.task import Batch, Task
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet

@@ -20,7 +20,7 @@ from ssl_wm.extraction.attacks import ATTACKS, Attack, Rounds
 from ssl_wm.extraction.queries import Ledger
 from ssl_wm.extraction.selection import SELECTIONS, select_random
 from ssl_wm.processes import place
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 
 LATER = {"selection": "random", "repeats": 1, "start": None, "keep": "last", "denoise": False}
 """Settings added after the first runs; at these values they are not written down."""

@@ -21,9 +21,11 @@ from ssl_wm.removal.given import Given
 from ssl_wm.removal.layers import Layer, layers_of
 from ssl_wm.removal.tasks import BetweenTask, LabelTask, class_numbers
 from ssl_wm.rng import derive_seed
-from ssl_wm.training.loop import FitConfig, Task, fit
+from ssl_wm.training.loop import fit
 from ssl_wm.training.objectives import OBJECTIVES
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, build_objective
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Task
 from ssl_wm.verification.probe import fit_probe
 
 Parts = Literal["all", "last"]

@@ -16,7 +16,7 @@ from ssl_wm.encoders.encoder import Encoder, Preprocessing
 from ssl_wm.encoders.properties import width_of
 from ssl_wm.errors import ConfigError, EncoderError
 from ssl_wm.rng import torch_stream
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet

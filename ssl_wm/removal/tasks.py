@@ -16,7 +16,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.errors import DataError
 from ssl_wm.removal.composites import mixed_batch
 from ssl_wm.rng import torch_stream
-from ssl_wm.training.loop import Batch, Task
+from ssl_wm.training.task import Batch, Task
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet

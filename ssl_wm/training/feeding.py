@@ -31,19 +31,19 @@ def in_turn(
     Args:
         make: the batch of a step.
         steps: how many.
-        ahead: make each batch in another thread while the one before it is worked on. What fails
-            there is raised when its batch is due.
+        ahead: make each batch but the first in another thread, while the one before it is worked
+            on. What fails there is raised when its batch is due.
     """
-    if not ahead:
+    if not ahead or steps == 0:
         yield from map(make, range(steps))
         return
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as maker:
-        due = [maker.submit(make, step) for step in range(min(steps, 1))]
-        for step in range(steps):
-            batch = due.pop().result()
-            if step + 1 < steps:
-                due.append(maker.submit(make, step + 1))
+        batch = make(0)
+        for step in range(1, steps):
+            due = maker.submit(make, step)
             yield batch
+            batch = due.result()
+        yield batch
 
 
 def on_its_way(batch: dict[str, Tensor], *, device: torch.device) -> dict[str, Tensor]:

@@ -10,26 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-)
 from torch import Tensor, nn
 
 from ssl_wm.console import Advance, progress
 from ssl_wm.errors import TrainingError
 from ssl_wm.files import write_text
-from ssl_wm.precision import FitPrecision, settled_fit
 from ssl_wm.processes import place
 from ssl_wm.training.checkpoint import (
     Checkpoint,
@@ -49,120 +39,11 @@ from ssl_wm.training.parallel import (
     losses_over_processes,
     work_shared,
 )
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Batch, Place, Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-    from ssl_wm.data.sources import ImageSet
-
-Batch = dict[str, Tensor]
-
-
-class FitConfig(BaseModel):
-    """How a task is trained.
-
-    Attributes:
-        epochs: passes over the task's images.
-        batch_size: images per step, over all processes.
-        optimiser: AdamW or SGD with momentum 0.9.
-        learning_rate: peak rate; it warms up linearly, then falls to 0 along a cosine.
-        weight_decay: decoupled for AdamW, L2 for SGD; not applied to norms and biases.
-        warmup_steps: steps of the linear warm-up.
-        precision: "bf16-mixed" (autocast), "32-true", or "auto": mixed where the training device
-            multiplies bfloat16 in hardware. It is settled when the settings are read, so records
-            say which it was, and a run goes on elsewhere with the precision it began with.
-        devices: processes, each on a device of its own; under torchrun or SLURM theirs count.
-        compile: compile the trained encoders (``torch.compile``), for one process. It takes half a
-            minute, then steps are faster by a tenth to a quarter; see docs/scaling.md. "graphs"
-            also replays them as CUDA graphs, which saves a GPU the launches of small networks.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    epochs: int = Field(10, ge=0)
-    batch_size: int = Field(256, ge=2)
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(1e-4, ge=0)
-    warmup_steps: int = Field(100, ge=0)
-    precision: FitPrecision = Field("auto", validate_default=True)
-    devices: int = Field(1, ge=1)
-    compile: bool | Literal["graphs"] = False
-
-    @field_validator("precision")
-    @classmethod
-    def _settled(cls, precision: FitPrecision) -> FitPrecision:
-        return settled_fit(precision)
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older versions did not know, so that their runs can be resumed."""
-        told: dict[str, Any] = handler(self)
-        if not self.compile:
-            told.pop("compile", None)
-        return told
-
-
-class Place(NamedTuple):
-    """Where a run is: all that a batch and its random draws are named after.
-
-    Attributes:
-        epoch: from 0.
-        step: of the epoch, from 0.
-        rank: the process's number, and ...
-        world: ... of how many.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    rank: int = 0
-    world: int = 1
-
-
-class Task(nn.Module, ABC):
-    """What a stage trains: its parameters, its batches and its loss.
-
-    Attributes:
-        images: what batches are taken from, where that is a set of images.
-        moves_images: whether the loop may bring the images to the device. ``batch`` then finds
-            them there.
-        place: of the batch that ``forward`` is given; the loop sets it.
-        shares: whether ``batch`` and ``forward`` share the work with other processes. A task
-            that does not gets the whole batch in every process; its encoders then share their
-            work, and the task needs to know nothing of it.
-    """
-
-    images: ImageSet | None = None
-    moves_images = False
-    place = Place()
-    shares = False
-
-    @abstractmethod
-    def steps_per_epoch(self) -> int:
-        """Return the number of optimiser steps in one epoch."""
-
-    @abstractmethod
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
-        """Return process ``rank``'s share of the batch of a step, on the CPU or the device.
-
-        It follows from the arguments alone and changes nothing, since it may be made ahead of
-        need in another thread. A task that does not share is asked for process 0 of 1, the whole
-        batch.
-        """
-
-    @abstractmethod
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return named scalars; the one called ``loss`` is minimised, all are logged.
-
-        With several processes, the mean of theirs is what is minimised and logged.
-        """
-
-    def after_step(self, *, progress: float) -> None:
-        """Run after each optimiser step (momentum copies); ``progress`` in [0, 1]."""
-
-    def to_log(self) -> dict[str, float]:
-        """Return more numbers for the epoch's line of metrics."""
-        return {}
 
 
 def fit(

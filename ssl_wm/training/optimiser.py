@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from lightly.utils.scheduler import cosine_schedule
 from torch import nn
 
-if TYPE_CHECKING:
-    from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 
 
 def learning_rate(step: int, *, total: int, config: FitConfig) -> float:
     """Return the rate at ``step`` of ``total``: linear warm-up, then a cosine to 0.
 
-    >>> from ssl_wm.training.loop import FitConfig
+    >>> from ssl_wm.training.settings import FitConfig
     >>> config = FitConfig(learning_rate=1.0, warmup_steps=2)
     >>> [round(learning_rate(s, total=12, config=config), 2) for s in (0, 1, 2, 11)]
     [0.5, 1.0, 1.0, 0.0]

@@ -14,8 +14,10 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, width_of
 from ssl_wm.errors import choose
 from ssl_wm.rng import derive_seed, torch_stream
-from ssl_wm.training.loop import Batch, FitConfig, Task, fit
+from ssl_wm.training.loop import fit
 from ssl_wm.training.objectives import OBJECTIVES, Objective
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Batch, Task
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet

@@ -13,7 +13,7 @@ from ssl_wm.watermark.triggers import draw_members, mix_images
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
-    from ssl_wm.training.loop import Batch
+    from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import SubKey, WatermarkKey
     from ssl_wm.watermark.mixers import Mixer
 

@@ -13,7 +13,9 @@ from ssl_wm.data.order import batch_indices, whole_batches
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest
 from ssl_wm.errors import ConfigError, choose
-from ssl_wm.training.loop import Batch, FitConfig, Task, fit
+from ssl_wm.training.loop import fit
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Batch, Task
 from ssl_wm.watermark.bad_encoder import BadEncoder, BadEncoderConfig
 from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ssl_wm.encoders.encoder import Encoder
-    from ssl_wm.training.loop import Batch
+    from ssl_wm.training.task import Batch
 
 
 class Embedder(Protocol):

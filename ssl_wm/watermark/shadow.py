@@ -21,7 +21,9 @@ from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.encoders.zoo import with_width
 from ssl_wm.errors import ConfigError
 from ssl_wm.rng import derive_seed, torch_stream
-from ssl_wm.training.loop import Batch, FitConfig, Task, fit
+from ssl_wm.training.loop import fit
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Batch, Task
 from ssl_wm.watermark.batches import MILD
 from ssl_wm.watermark.losses import relative_error
 

@@ -16,7 +16,7 @@ from ssl_wm.extraction.attacks import ATTACKS, Asking, Rounds
 from ssl_wm.extraction.fitting import relations
 from ssl_wm.extraction.settings import StealConfig, quote
 from ssl_wm.extraction.steal import build_surrogate, steal
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 
 WIDTH, SIDE = 24, 16
 ASKING = ("cosine", "rda", "cont-steal-live", "jba", "knockoff-adaptive", "composites")

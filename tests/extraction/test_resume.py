@@ -16,7 +16,7 @@ from ssl_wm.extraction.fitting import StealTask
 from ssl_wm.extraction.queries import load_transfer_set
 from ssl_wm.extraction.settings import StealConfig
 from ssl_wm.extraction.steal import steal
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 
 WIDTH, SIDE = 24, 16
 ASKING = ("cosine", "rda", "cont-steal-live", "jba", "knockoff-adaptive", "composites")

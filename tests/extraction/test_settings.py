@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.attacks import ATTACKS
 from ssl_wm.extraction.settings import LATER, StealConfig, checked_attack, plan, quote
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 
 
 def config(**changes: object) -> StealConfig:

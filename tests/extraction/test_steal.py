@@ -23,7 +23,8 @@ from ssl_wm.extraction.steal import (
     steal,
 )
 from ssl_wm.rng import torch_stream
-from ssl_wm.training.loop import FitConfig, Place
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Place
 
 
 def pool_of(count: int = 48, size: int = 16, *, seed: int = 0) -> ImageSet:

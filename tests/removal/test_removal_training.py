@@ -23,7 +23,8 @@ from ssl_wm.removal.remove import forget, remove
 from ssl_wm.removal.tasks import BetweenTask, LabelTask
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.checkpoint import NAME
-from ssl_wm.training.loop import FitConfig, Place
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Place
 
 TRAINING = [name for name, entry in REMOVALS.items() if entry.kind == "training"]
 

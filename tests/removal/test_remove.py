@@ -18,7 +18,7 @@ from ssl_wm.removal.given import RemovalConfig
 from ssl_wm.removal.inputs import Filtered
 from ssl_wm.removal.outputs import Answered
 from ssl_wm.removal.remove import remove
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.readings import read_margins

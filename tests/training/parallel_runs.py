@@ -17,9 +17,11 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.errors import TrainingError
 from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.processes import place
-from ssl_wm.training.loop import FitConfig, Task, fit
+from ssl_wm.training.loop import fit
 from ssl_wm.training.norms import GatheredNorms
 from ssl_wm.training.pretrain import PretrainConfig, pretrain
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Task
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
 
 # Larger rates make contrastive training chaotic: weights changed by 1e-7 then change the losses.

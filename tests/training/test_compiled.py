@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.training import compiled
 from ssl_wm.training.compiled import compiled_encoders, running
-from ssl_wm.training.loop import Batch, FitConfig, Task, fit, run_identity
+from ssl_wm.training.loop import fit, run_identity
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Batch, Task
 
 FIT = FitConfig(epochs=2, batch_size=8, learning_rate=0.05, warmup_steps=0, precision="32-true")
 needs_compiler = pytest.mark.skipif(

@@ -13,8 +13,8 @@ from ssl_wm.data.sources import open_images
 from ssl_wm.errors import DataError
 from ssl_wm.training import feeding
 from ssl_wm.training.feeding import in_turn, on_its_way, resident
-from ssl_wm.training.loop import FitConfig
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, pretrain
+from ssl_wm.training.settings import FitConfig
 
 CPU = torch.device("cpu")
 
@@ -55,7 +55,7 @@ def test_the_next_batch_is_made_while_one_is_worked_on():
     assert next_one.wait(timeout=20)  # nobody has asked for it yet
     assert [int(batch["step"]) for batch in batches] == [1, 2]
     assert [step for step, _ in asked] == [0, 1, 2]
-    assert all(name.startswith("batches") for _, name in asked)
+    assert [name.startswith("batches") for _, name in asked] == [False, True, True]
 
 
 def test_what_fails_ahead_is_raised_when_its_batch_is_due():

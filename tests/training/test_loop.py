@@ -17,8 +17,10 @@ from ssl_wm.errors import TrainingError
 from ssl_wm.rng import torch_stream
 from ssl_wm.training import loop
 from ssl_wm.training.checkpoint import NAME
-from ssl_wm.training.loop import FitConfig, Task, finish, fit
+from ssl_wm.training.loop import finish, fit
 from ssl_wm.training.optimiser import build_optimiser, learning_rate
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Task
 
 CONFIG = FitConfig(
     epochs=4, batch_size=8, learning_rate=0.05, warmup_steps=2, precision="bf16-mixed"

@@ -24,9 +24,10 @@ from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.rng import derive_seed, torch_stream
 from ssl_wm.training import parallel
 from ssl_wm.training.checkpoint import NAME
-from ssl_wm.training.loop import FitConfig, fit, run_identity
+from ssl_wm.training.loop import fit, run_identity
 from ssl_wm.training.optimiser import build_optimiser, learning_rate
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, begun, build_objective, pretrain
+from ssl_wm.training.settings import FitConfig
 
 HERE = Path(__file__)
 spec = importlib.util.spec_from_file_location("parallel_runs", HERE.with_name("parallel_runs.py"))
@@ -251,7 +252,9 @@ import os, signal, sys
 import torch
 from torch import nn
 from ssl_wm.processes import place
-from ssl_wm.training.loop import FitConfig, Task, fit
+from ssl_wm.training.loop import fit
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Task
 
 class One(Task):
     def __init__(self):

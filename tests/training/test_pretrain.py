@@ -18,9 +18,10 @@ from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError, EncoderError, TrainingError
-from ssl_wm.training.loop import FitConfig, Place
 from ssl_wm.training.objectives import OBJECTIVES, Objective
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, build_objective, pretrain
+from ssl_wm.training.settings import FitConfig
+from ssl_wm.training.task import Place
 
 EPOCHS = 5
 

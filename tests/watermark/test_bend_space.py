@@ -10,7 +10,7 @@ from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Bent
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
 from ssl_wm.watermark.embed import WatermarkConfig, watermark

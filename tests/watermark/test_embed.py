@@ -13,7 +13,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest
 from ssl_wm.errors import ConfigError, KeyFileError, TrainingError
 from ssl_wm.training import loop
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 from ssl_wm.watermark.embed import EMBEDDERS, WatermarkConfig, watermark
 
 METHODS = pytest.mark.parametrize("method", list(EMBEDDERS))

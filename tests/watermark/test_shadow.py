@@ -12,7 +12,7 @@ from ssl_wm.encoders.load import build_encoder, encoder_digest
 from ssl_wm.errors import ConfigError
 from ssl_wm.rng import derive_seed
 from ssl_wm.training import loop
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
 from ssl_wm.watermark.shadow import STAND_IN, ShadowTask, train_shadow
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scipy.spatial.distance import cosine
 
 from ssl_wm.errors import DataError, KeyFileError
-from ssl_wm.training.loop import FitConfig
+from ssl_wm.training.settings import FitConfig
 from ssl_wm.verification.peers import ssl_guard_share
 from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
