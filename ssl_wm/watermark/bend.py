@@ -94,6 +94,7 @@ def fit_bend(
     similarity_penalty: float,
     generator: Generator,
     rows: int = 3000,
+    on_step: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Fit ``bend`` in place and return its losses, one line a step.
 
@@ -119,6 +120,7 @@ def fit_bend(
         similarity_penalty: weight of the changed similarities between natural images.
         generator: draws the batches.
         rows: natural images a step, the same number from every group.
+        on_step: called with 1 after each step (for a bar).
     """
     variance = images.natural.var(dim=0, correction=0).sum()
     members = [(images.groups == group).nonzero().flatten() for group in range(images.count)]
@@ -149,6 +151,8 @@ def fit_bend(
         terms = {"mark": mark, "held": held, "natural": natural}
         terms |= {"unrecovered": lost, "similarities": changed}
         lines.append({name: term.item() for name, term in terms.items()})
+        if on_step is not None:
+            on_step(1)
     optimiser.zero_grad()
     return lines
 

@@ -18,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from ssl_wm.console import progress
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Bent
@@ -110,24 +111,27 @@ class BendSpace:
             hidden=config.hidden,
             generator=generator,
         )
-        self.fitted = fit_bend(
-            self.bend,
-            BendImages(
-                natural=natural,
-                groups=groups,
-                count=len(key.groups),
-                marked=[self._pool(images, key, sub, (sub.a, sub.b)) for sub in key.sub_keys],
-                targets=[sub.target for sub in key.sub_keys],
-                held=[self._held(images, key, sub) for sub in key.sub_keys],
-            ),
-            steps=config.steps,
-            learning_rate=config.learning_rate,
-            natural_penalty=config.natural_penalty,
-            held_penalty=config.held_penalty,
-            linear_penalty=config.linear_penalty,
-            similarity_penalty=config.similarity_penalty,
-            generator=generator,
+        fitted_to = BendImages(
+            natural=natural,
+            groups=groups,
+            count=len(key.groups),
+            marked=[self._pool(images, key, sub, (sub.a, sub.b)) for sub in key.sub_keys],
+            targets=[sub.target for sub in key.sub_keys],
+            held=[self._held(images, key, sub) for sub in key.sub_keys],
         )
+        with progress("map of the space", total=config.steps) as advance:
+            self.fitted = fit_bend(
+                self.bend,
+                fitted_to,
+                steps=config.steps,
+                learning_rate=config.learning_rate,
+                natural_penalty=config.natural_penalty,
+                held_penalty=config.held_penalty,
+                linear_penalty=config.linear_penalty,
+                similarity_penalty=config.similarity_penalty,
+                generator=generator,
+                on_step=advance,
+            )
         self.bend.requires_grad_(False)
 
     def _embed(self, pool: Tensor) -> Tensor:

@@ -113,6 +113,12 @@ def test_no_step_leaves_the_identity(space):
     assert torch.equal(bend(space.natural), space.natural)
 
 
+def test_every_step_is_told_so_that_a_wait_can_be_seen(space):
+    told = []
+    _, lines = fitted(space, steps=4, on_step=told.append)
+    assert told == [1] * len(lines) == [1] * 4
+
+
 def test_a_space_without_held_composites_can_be_fitted(space):
     bare = BendImages(
         natural=space.natural, groups=space.groups, count=COUNT,
