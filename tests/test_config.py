@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ssl_wm.bench.detection import DetectionBench
+from ssl_wm.bench.detection_plan import DetectionBench
 from ssl_wm.bench.extraction_plan import ExtractionConfig
 from ssl_wm.bench.robustness_plan import RobustnessConfig
 from ssl_wm.bench.story import BenchConfig, load_bench_config

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ssl_wm.bench.detection_cells import (
     read_detection,
     stored,
 )
-from ssl_wm.bench.detection_plan import Subject, expand
+from ssl_wm.bench.detection_plan import DetectionBench, Subject, expand
 from ssl_wm.bench.detection_summary import compare, missing, queries_told
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images
@@ -40,9 +40,6 @@ from ssl_wm.verification.answers import ask
 from ssl_wm.verification.readings import read_rates
 from ssl_wm.versions import versions
 from ssl_wm.watermark.key import OpenKey
-
-if TYPE_CHECKING:
-    from ssl_wm.bench.detection import DetectionBench
 
 
 class DetectionRun:

@@ -98,7 +98,7 @@ def detection(
     flags = {"seed": seed} | o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
-        from ssl_wm.bench.detection import load_detection_config
+        from ssl_wm.bench.detection_plan import load_detection_config
         from ssl_wm.commands import detect as commands
         from ssl_wm.commands.outputs import Out
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ssl_wm.bench.detection import DetectionBench, run_detection
+from ssl_wm.bench.detection import run_detection
+from ssl_wm.bench.detection_plan import DetectionBench
 from ssl_wm.commands.claims import load_nulls, spread
 from ssl_wm.commands.outputs import Out
 from ssl_wm.commands.stages import open_chosen

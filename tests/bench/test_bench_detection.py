@@ -9,9 +9,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from ssl_wm.bench import detection_run
-from ssl_wm.bench.detection import DetectionBench, load_detection_config, run_detection
+from ssl_wm.bench.detection import run_detection
 from ssl_wm.bench.detection_cells import in_key
-from ssl_wm.bench.detection_plan import expand
+from ssl_wm.bench.detection_plan import DetectionBench, expand, load_detection_config
 from ssl_wm.bench.detection_summary import comparable
 from ssl_wm.detection.detect import DETECTORS
 from ssl_wm.detection.given import Detection
