@@ -107,7 +107,8 @@ def test_constant_features_and_rounding_noise_say_nothing():
     plain = fit_probe(z, labels)
     for wider in (constant, noise):
         probe = fit_probe(wider, labels)
-        torch.testing.assert_close(probe.weight[:, :5], plain.weight)
+        # a zero column regroups the sums, so the search stops at another rounding
+        torch.testing.assert_close(probe.weight[:, :5], plain.weight, rtol=1e-4, atol=1e-4)
         assert probe.weight[:, 5].abs().max() == 0
 
 
