@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_wm.data.order import batch_indices, epoch_order, whole_batches
+from ssl_wm.data.order import Place, batch_indices, epoch_order, whole_batches
 from ssl_wm.data.views import augment
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
@@ -133,18 +133,12 @@ class StealTask(Task):
         """Return the whole batches of the part of the transfer set that is trained on."""
         return whole_batches(self.used, batch_size=self.config.fit.batch_size)
 
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
+    def batch(self, place: Place) -> Batch:
         """Return ``images`` (B, 3, H, W) uint8 and ``answers`` (B, D)."""
         if self.live is not None:
-            return self.live.batch(epoch=epoch, step=step)
+            return self.live.batch(epoch=place.epoch, step=place.step)
         places = self.held + batch_indices(
-            self.used,
-            seed=self.config.seed,
-            epoch=epoch,
-            step=step,
-            batch_size=self.config.fit.batch_size,
-            rank=rank,
-            world=world,
+            self.used, place, seed=self.config.seed, batch_size=self.config.fit.batch_size
         )
         images = self.pool.take(self.transfer.indices[places])
         return {"images": images, "answers": self.transfer.embeddings[places]}

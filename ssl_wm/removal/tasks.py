@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ssl_wm.data.order import batch_indices, whole_batches
+from ssl_wm.data.order import Place, batch_indices, whole_batches
 from ssl_wm.data.views import augment
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.errors import DataError
@@ -75,12 +75,14 @@ class RemovalTask(Task):
         """Return the whole batches in the images."""
         return whole_batches(len(self.images), batch_size=self.given.config.fit.batch_size)
 
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
+    def batch(self, place: Place) -> Batch:
         """Return ``images`` (B, 3, H, W) uint8 and their ``places`` (B,) in the set."""
         places = batch_indices(
-            len(self.images), seed=self.given.seed, epoch=epoch, step=step,
-            batch_size=self.given.config.fit.batch_size, rank=rank, world=world,
-        )  # fmt: skip
+            len(self.images),
+            place,
+            seed=self.given.seed,
+            batch_size=self.given.config.fit.batch_size,
+        )
         return {"images": self.images.take(places), "places": places}
 
     def stream(self, name: str, *, device: torch.device) -> Generator:

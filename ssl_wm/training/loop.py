@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_wm.console import Advance, progress
+from ssl_wm.data.order import Place
 from ssl_wm.errors import TrainingError
 from ssl_wm.files import write_text
 from ssl_wm.processes import place
@@ -40,7 +41,7 @@ from ssl_wm.training.parallel import (
     work_shared,
 )
 from ssl_wm.training.settings import FitConfig
-from ssl_wm.training.task import Batch, Place, Task
+from ssl_wm.training.task import Batch, Task
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -170,7 +171,7 @@ def _epoch(
     rank, world = (fabric.global_rank, fabric.world_size) if task.shares else (0, 1)
 
     def make(step: int) -> Batch:
-        batch = task.batch(epoch=epoch, step=step, rank=rank, world=world)
+        batch = task.batch(Place(epoch, step, rank, world))
         return on_its_way(batch, device=fabric.device)
 
     ahead = fabric.device.type != "cpu" or (task.images is not None and task.images.streamed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from ssl_wm.data.order import batch_indices, whole_batches
+from ssl_wm.data.order import Place, batch_indices, whole_batches
 from ssl_wm.data.views import ViewConfig, augment
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, width_of
@@ -61,16 +61,10 @@ class PretrainTask(Task):
         """Return the whole batches in the images."""
         return whole_batches(len(self.images), batch_size=self.config.fit.batch_size)
 
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
+    def batch(self, place: Place) -> Batch:
         """Return ``images`` (B, 3, H, W) uint8 and the ``step`` that seeds their views."""
         indices = batch_indices(
-            len(self.images),
-            seed=self.config.seed,
-            epoch=epoch,
-            step=step,
-            batch_size=self.config.fit.batch_size,
-            rank=rank,
-            world=world,
+            len(self.images), place, seed=self.config.seed, batch_size=self.config.fit.batch_size
         )
         return {"images": self.images.take(indices)}
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+from ssl_wm.data.order import Place
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
 Batch = dict[str, Tensor]
-
-
-class Place(NamedTuple):
-    """Where a run is: all that a batch and its random draws are named after.
-
-    Attributes:
-        epoch: from 0.
-        step: of the epoch, from 0.
-        rank: the process's number, and ...
-        world: ... of how many.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    rank: int = 0
-    world: int = 1
 
 
 class Task(nn.Module, ABC):
@@ -52,10 +38,10 @@ class Task(nn.Module, ABC):
         """Return the number of optimiser steps in one epoch."""
 
     @abstractmethod
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
-        """Return process ``rank``'s share of the batch of a step, on the CPU or the device.
+    def batch(self, place: Place) -> Batch:
+        """Return one process's share of the batch of a step, on the CPU or the device.
 
-        It follows from the arguments alone and changes nothing, since it may be made ahead of
+        It follows from ``place`` alone and changes nothing, since it may be made ahead of
         need in another thread. A task that does not share is asked for process 0 of 1, the whole
         batch.
         """

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_wm.console import progress
-from ssl_wm.data.order import batch_indices, whole_batches
+from ssl_wm.data.order import Place, batch_indices, whole_batches
 from ssl_wm.errors import KeyFileError
 from ssl_wm.files import pack_tensors, unpack_tensors
 from ssl_wm.rng import derive_seed
@@ -77,9 +77,8 @@ def train_autoencoder(
             optimiser.param_groups[0]["lr"] = 2e-3 * (1 - step / steps)
             indices = batch_indices(
                 len(images),
+                Place(step // epoch_steps, step % epoch_steps),
                 seed=seed,
-                epoch=step // epoch_steps,
-                step=step % epoch_steps,
                 batch_size=batch_size,
             )
             x = images.take(indices).float() / 255

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ssl_wm.data.order import batch_indices, whole_batches
+from ssl_wm.data.order import Place, batch_indices, whole_batches
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest
 from ssl_wm.errors import ConfigError, choose
@@ -105,16 +105,10 @@ class MarkTask(Task):
         """Return the whole batches of natural images."""
         return whole_batches(len(self.images), batch_size=self.config.fit.batch_size)
 
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
+    def batch(self, place: Place) -> Batch:
         """Return one step's natural images and composites (see ``mark_batch``)."""
         indices = batch_indices(
-            len(self.images),
-            seed=self.config.seed,
-            epoch=epoch,
-            step=step,
-            batch_size=self.config.fit.batch_size,
-            rank=rank,
-            world=world,
+            len(self.images), place, seed=self.config.seed, batch_size=self.config.fit.batch_size
         )
         count = max(round(len(indices) * self.config.composites), len(self.key.sub_keys))
         return mark_batch(
@@ -124,7 +118,7 @@ class MarkTask(Task):
             marked=count,
             held=count,
             seed=self.config.seed,
-            names=(epoch, step, rank),
+            names=place[:3],
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

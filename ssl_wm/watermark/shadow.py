@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ssl_wm.data.order import batch_indices, whole_batches
+from ssl_wm.data.order import Place, batch_indices, whole_batches
 from ssl_wm.data.views import augment
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
@@ -56,15 +56,18 @@ class ShadowTask(Task):
         """Return the whole batches of natural images."""
         return whole_batches(len(self.images), batch_size=self.size)
 
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
+    def batch(self, place: Place) -> Batch:
         """Return ``images`` (B, 3, H, W), cropped and flipped, and the ``answers`` (B, D)."""
         indices = batch_indices(
-            len(self.images), seed=self.seed, epoch=epoch, step=step, batch_size=self.size,
-            rank=rank, world=world,
+            len(self.images), place, seed=self.seed, batch_size=self.size
         )  # fmt: skip
-        stream = torch_stream(self.seed, "shadow", epoch, step)
+        stream = torch_stream(self.seed, "shadow", place.epoch, place.step)
         views = augment(
-            self.images.take(indices), config=MILD, generator=stream, rank=rank, world=world
+            self.images.take(indices),
+            config=MILD,
+            generator=stream,
+            rank=place.rank,
+            world=place.world,
         )
         return {"images": views, "answers": self.answers[indices]}
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_wm.data.order import batch_indices, epoch_order, whole_batches
+from ssl_wm.data.order import Place, batch_indices, epoch_order, whole_batches
 
 
 @given(st.integers(0, 200), st.integers(0, 9), st.integers(0, 9))
@@ -26,7 +26,7 @@ def test_no_image_comes_twice_in_an_epoch_and_only_the_rest_of_a_division_is_lef
         index
         for step in range(steps)
         for index in batch_indices(
-            count, seed=3, epoch=epoch, step=step, batch_size=batch_size
+            count, Place(epoch, step), seed=3, batch_size=batch_size
         ).tolist()
     ]
     assert len(set(seen)) == len(seen)
@@ -36,9 +36,10 @@ def test_no_image_comes_twice_in_an_epoch_and_only_the_rest_of_a_division_is_lef
 @given(st.integers(24, 150), st.just(24), st.sampled_from([1, 2, 3, 4, 8]))
 def test_any_number_of_processes_shares_out_the_same_global_batches(count, batch_size, world):
     for step in range(whole_batches(count, batch_size=batch_size)):
-        names = {"seed": 5, "epoch": 2, "step": step, "batch_size": batch_size}
-        whole = batch_indices(count, **names)
-        shares = [batch_indices(count, **names, rank=rank, world=world) for rank in range(world)]
+        whole, *shares = (
+            batch_indices(count, place, seed=5, batch_size=batch_size)
+            for place in [Place(2, step), *(Place(2, step, rank, world) for rank in range(world))]
+        )
         assert torch.equal(torch.cat(shares), whole)
         assert {len(share) for share in shares} == {batch_size // world}
 
@@ -56,6 +57,6 @@ def test_the_order_changes_with_the_epoch_and_the_seed_only():
 )
 def test_a_short_set_of_images_still_gives_one_batch(count, batch_size, steps):
     assert whole_batches(count, batch_size=batch_size) == steps
-    assert len(batch_indices(count, seed=0, epoch=0, step=0, batch_size=batch_size)) == min(
+    assert len(batch_indices(count, Place(), seed=0, batch_size=batch_size)) == min(
         count, batch_size
     )

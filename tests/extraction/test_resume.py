@@ -92,11 +92,11 @@ def test_training_killed_within_the_rounds_changes_nothing(attack, digits, tmp_p
     expected = rob(whole, digits, settings)
     real, calls = StealTask.batch, []
 
-    def breaks(self, **names):
+    def breaks(self, place):
         calls.append(1)
         if len(calls) == 9:
             raise KeyboardInterrupt
-        return real(self, **names)
+        return real(self, place)
 
     monkeypatch.setattr(StealTask, "batch", breaks)
     victim = Victim()
@@ -130,10 +130,10 @@ def test_the_best_epoch_is_kept_by_the_held_out_slice_also_after_a_kill(
     expected = rob(Victim(), digits, settings)
     real = StealTask.batch
 
-    def breaks(self, *, epoch, **names):
-        if epoch == 3:
+    def breaks(self, place):
+        if place.epoch == 3:
             raise KeyboardInterrupt
-        return real(self, epoch=epoch, **names)
+        return real(self, place)
 
     monkeypatch.setattr(StealTask, "batch", breaks)
     with pytest.raises(KeyboardInterrupt):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ssl_wm.data.order import Place
 from ssl_wm.data.sources import ImageSet
 from ssl_wm.data.views import augment
 from ssl_wm.encoders.embeddings import embed
@@ -24,7 +25,6 @@ from ssl_wm.extraction.steal import (
 )
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.settings import FitConfig
-from ssl_wm.training.task import Place
 
 
 def pool_of(count: int = 48, size: int = 16, *, seed: int = 0) -> ImageSet:
@@ -120,10 +120,10 @@ def test_a_victim_gone_after_its_answers_is_not_asked_again_when_training_resume
     whole = steal(load_encoder(Counting()), images=pool_of(), config=config())
     real = StealTask.batch
 
-    def breaks(self, *, epoch, **names):
-        if epoch == 2:
+    def breaks(self, place):
+        if place.epoch == 2:
             raise ConnectionError
-        return real(self, epoch=epoch, **names)
+        return real(self, place)
 
     monkeypatch.setattr(StealTask, "batch", breaks)
     victim = Counting()
@@ -167,7 +167,7 @@ def test_training_sees_every_image_but_the_held_out_ones_with_their_own_answers(
     seen = set()
     for epoch in range(6):
         for step in range(2):
-            batch = task.batch(epoch=epoch, step=step, rank=0, world=1)
+            batch = task.batch(Place(epoch, step))
             for image, answer in zip(batch["images"], batch["answers"], strict=True):
                 place = (task.pool.pixels == image).all(dim=(1, 2, 3)).nonzero().item()
                 row = (task.transfer.indices == place).nonzero().item()
@@ -184,8 +184,7 @@ def test_without_held_out_images_there_is_no_fidelity():
 def test_the_loss_is_the_weighted_sum_on_the_image_and_on_its_view(monkeypatch):
     monkeypatch.setitem(ATTACKS, "both", Attack(cosine, views=COLOUR, plain=3.0, viewed=2.0))
     task = task_of(attack="both").eval()
-    names = {"epoch": 1, "step": 1, "rank": 0}
-    batch, task.place = task.batch(**names, world=1), Place(1, 1)
+    batch, task.place = task.batch(Place(1, 1)), Place(1, 1)
     stream = torch_stream(task.config.seed, "views", 1, 1, 0)
     seen = augment(batch["images"], config=COLOUR, generator=stream)
     expected = 3 * cosine(task.surrogate(batch["images"]), batch["answers"])

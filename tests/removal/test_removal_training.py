@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssl_wm.data.order import Place
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import build_encoder, encoder_digest, load_encoder, save_encoder
 from ssl_wm.errors import DataError, EncoderError, TrainingError
@@ -24,7 +25,6 @@ from ssl_wm.removal.tasks import BetweenTask, LabelTask
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.checkpoint import NAME
 from ssl_wm.training.settings import FitConfig
-from ssl_wm.training.task import Place
 
 TRAINING = [name for name, entry in REMOVALS.items() if entry.kind == "training"]
 
@@ -230,7 +230,7 @@ def test_composites_get_classes_at_random_not_those_of_their_parents(images):
     with torch.no_grad():
         task.head.weight.zero_()
         task.head.bias.zero_()
-    terms = task(task.batch(epoch=0, step=0, rank=0, world=1))
+    terms = task(task.batch(Place(0, 0)))
     assert float(terms["composites"].detach()) == pytest.approx(np.log(8), abs=1e-5)
     assert float(terms["loss"].detach()) == pytest.approx(2 * np.log(8), abs=1e-5)
     drawn: list[torch.Tensor] = []
@@ -245,7 +245,7 @@ def test_composites_get_classes_at_random_not_those_of_their_parents(images):
         for step in range(3):
             for epoch in range(8):
                 task.place = Place(epoch, step)
-                task(task.batch(epoch=epoch, step=step, rank=0, world=1))
+                task(task.batch(Place(epoch, step)))
     wrong = torch.cat(drawn[1::2])
     counts = np.bincount(wrong.numpy(), minlength=8)
     assert np.square(counts - len(wrong) / 8).sum() / (len(wrong) / 8) < 30  # chi-square, 7 df
@@ -260,7 +260,7 @@ def test_an_encoder_that_adds_up_has_nothing_to_learn_from_composites(images):
     object.__setattr__(flat, "pixels", pixels.to(torch.uint8).contiguous())
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6))
     task = BetweenTask(load_encoder(net), given=Given(flat, config=config()))
-    terms = task(task.batch(epoch=0, step=0, rank=0, world=1))
+    terms = task(task.batch(Place(0, 0)))
     assert float(terms["loss"].detach()) < 1e-8
 
 

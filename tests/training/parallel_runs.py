@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conftest import make_images, make_key, trained_encoder
 
+from ssl_wm.data.order import Place
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.errors import TrainingError
 from ssl_wm.extraction.steal import StealConfig, steal
@@ -58,8 +59,8 @@ class Faulty(Task):
     def steps_per_epoch(self) -> int:
         return 2
 
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> dict[str, Tensor]:
-        bad = step == 1 and place().rank == place().world - 1
+    def batch(self, at: Place) -> dict[str, Tensor]:
+        bad = at.step == 1 and place().rank == place().world - 1
         return {"x": torch.full((4, 2), float("nan") if bad else 1.0)}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

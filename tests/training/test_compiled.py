@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_wm.data.order import Place
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.training import compiled
 from ssl_wm.training.compiled import compiled_encoders, running
@@ -32,8 +33,8 @@ class Regress(Task):
     def steps_per_epoch(self) -> int:
         return 3
 
-    def batch(self, *, epoch: int, step: int, rank: int, world: int) -> Batch:
-        stream = torch.Generator().manual_seed(10 * epoch + step)
+    def batch(self, place: Place) -> Batch:
+        stream = torch.Generator().manual_seed(10 * place.epoch + place.step)
         return {"images": torch.rand(8, 3, 8, 8, generator=stream)}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:

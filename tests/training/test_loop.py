@@ -44,14 +44,12 @@ class Fold(Task):
     def steps_per_epoch(self) -> int:
         return self.steps
 
-    def batch(self, *, epoch, step, rank, world):
-        accident = self.breaks.get((epoch, step))
+    def batch(self, place):
+        accident = self.breaks.get(place[:2])
         if isinstance(accident, BaseException):
             raise accident
-        chosen = batch_indices(
-            len(self.rows), seed=1, epoch=epoch, step=step, batch_size=8, rank=rank, world=world
-        )
-        noise = torch.randn(len(chosen), 6, generator=torch_stream(1, "noise", epoch, step))
+        chosen = batch_indices(len(self.rows), place, seed=1, batch_size=8)
+        noise = torch.randn(len(chosen), 6, generator=torch_stream(1, "noise", *place[:2]))
         return {"x": self.rows[chosen] + 0.1 * noise, "factor": torch.tensor(accident or 1.0)}
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:

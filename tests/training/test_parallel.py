@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ssl_wm.cli import main
-from ssl_wm.data.order import batch_indices
+from ssl_wm.data.order import Place, batch_indices
 from ssl_wm.data.views import ViewConfig, augment
 from ssl_wm.errors import ConfigError, DataError
 from ssl_wm.extraction.steal import StealConfig, steal
@@ -228,10 +228,10 @@ def test_a_run_ended_at_one_process_is_resumed_by_two_that_print_one_object(
 ):
     out, made = tmp_path / "out", PretrainTask.batch
 
-    def stops(self, *, epoch, **names):
-        if epoch == 2:
+    def stops(self, place):
+        if place.epoch == 2:
             raise KeyboardInterrupt
-        return made(self, epoch=epoch, **names)
+        return made(self, place)
 
     monkeypatch.setattr(PretrainTask, "batch", stops)
     assert in_this_process(command(write_config(tmp_path, devices=1), out)) == 130
@@ -262,8 +262,8 @@ class One(Task):
         self.net = nn.Linear(2, 1)
     def steps_per_epoch(self):
         return 3
-    def batch(self, *, epoch, step, rank, world):
-        if step == 1 and place().rank == int(sys.argv[1]):
+    def batch(self, at):
+        if at.step == 1 and place().rank == int(sys.argv[1]):
             os.kill(os.getpid(), signal.SIGKILL) if place().rank else sys.exit("rank 0 failed")
         return {"x": torch.ones(4, 2)}
     def forward(self, batch):
@@ -302,7 +302,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_before_anything_starts(batch_s
     with pytest.raises(ConfigError, match=f"{batch_size} images .* by {devices} processes"):
         fit(runs.Faulty(), config=config, title="x")
     with pytest.raises(DataError, match="cannot be shared equally by 2"):
-        batch_indices(7, seed=0, epoch=0, step=0, batch_size=8, rank=0, world=2)
+        batch_indices(7, Place(0, 0, 0, 2), seed=0, batch_size=8)
 
 
 def test_a_theft_by_many_processes_needs_a_folder_for_the_answers(world):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ssl_wm.data.order import Place
 from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.encoders.properties import encoder_digest
@@ -21,7 +22,6 @@ from ssl_wm.errors import ConfigError, EncoderError, TrainingError
 from ssl_wm.training.objectives import OBJECTIVES, Objective
 from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, build_objective, pretrain
 from ssl_wm.training.settings import FitConfig
-from ssl_wm.training.task import Place
 
 EPOCHS = 5
 
@@ -82,10 +82,10 @@ def test_every_objective_resumes_bit_for_bit(objective, tmp_path, monkeypatch):
     expected, lines = pretrain(image_set(), config=config(objective))
     real = PretrainTask.batch
 
-    def breaks(self, *, epoch, **names):
-        if epoch == 2:
+    def breaks(self, place):
+        if place.epoch == 2:
             raise Accident
-        return real(self, epoch=epoch, **names)
+        return real(self, place)
 
     monkeypatch.setattr(PretrainTask, "batch", breaks)
     with pytest.raises(Accident):

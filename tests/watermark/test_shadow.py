@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_wm.data.order import Place
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, encoder_digest
@@ -38,7 +39,7 @@ def test_the_loss_is_the_relative_error_in_numpy(images, clean):
     answers = embed(clean, images.train)
     student = build_encoder("convnet-xs", seed=1).eval()
     task = ShadowTask(student, images.train, answers, seed=0, batch_size=24)
-    batch = task.batch(epoch=0, step=1, rank=0, world=1)
+    batch = task.batch(Place(0, 1))
     told = student(batch["images"]).detach().double().numpy()
     wanted = batch["answers"].double().numpy()
     every = answers.double().numpy()
@@ -49,8 +50,8 @@ def test_the_loss_is_the_relative_error_in_numpy(images, clean):
 
 def test_two_shares_of_a_step_are_its_whole_batch(images, clean):
     task = ShadowTask(clean, images.train, embed(clean, images.train), seed=0, batch_size=24)
-    whole = task.batch(epoch=1, step=0, rank=0, world=1)
-    shares = [task.batch(epoch=1, step=0, rank=rank, world=2) for rank in (0, 1)]
+    whole = task.batch(Place(1, 0))
+    shares = [task.batch(Place(1, 0, rank, 2)) for rank in (0, 1)]
     for name in whole:
         assert torch.equal(torch.cat([share[name] for share in shares]), whole[name])
 
