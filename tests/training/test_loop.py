@@ -158,7 +158,7 @@ def test_the_mean_losses_of_an_epoch_and_the_tasks_own_numbers_are_logged(tmp_pa
 def test_no_precision_rounds_the_numbers_of_a_batch(precision):
     task, fine = Fold(), torch.tensor([1 + 2**-20, 1e-8])
     made, forward, seen = task.batch, task.forward, []
-    task.batch = lambda **names: made(**names) | {"answers": fine}
+    task.batch = lambda place: made(place) | {"answers": fine}
     task.forward = lambda batch: seen.append(batch) or forward(batch)
     fit(task, config=CONFIG.model_copy(update={"precision": precision}), title="x")
     assert len(seen) == 8
