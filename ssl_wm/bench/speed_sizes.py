@@ -92,7 +92,7 @@ class Setup:
     Attributes:
         sizes: how much work.
         device: where networks run.
-        precision: of our training, "bf16-mixed" or "32-true".
+        precision: as in ``fit``, of our training.
         compile: as in ``fit``, of our training.
         workers: processes of lightly's loader.
         seed: of weights and synthetic inputs.
