@@ -79,15 +79,20 @@ def read_size(item: Item) -> tuple[int, int]:
         UnusableImageError: the header is unreadable, or the policy refuses the size.
     """
     with _opened(item) as image:
-        width, height = image.size
-        if isinstance(image, TiffImagePlugin.TiffImageFile):  # .size may be upright already
-            width, height = int(image.tag_v2[256]), int(image.tag_v2[257])
-            turned = image.tag_v2.get(ExifTags.Base.Orientation, 1)
-        elif image.format == "PNG" and "exif" not in image.info:
-            turned = 1  # getexif would decode the pixels to look behind them
-        else:
-            turned = _orientation(image)
-        return (width, height) if turned in (5, 6, 7, 8) else (height, width)
+        return upright_size(image)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (H, W) of an opened image as it comes out upright; no pixel of a file is decoded."""
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # .size may be upright already
+        width, height = int(image.tag_v2[256]), int(image.tag_v2[257])
+        turned = image.tag_v2.get(ExifTags.Base.Orientation, 1)
+    elif image.format == "PNG" and "exif" not in image.info:
+        turned = 1  # getexif would decode the pixels to look behind them
+    else:
+        turned = _orientation(image)
+    return (width, height) if turned in (5, 6, 7, 8) else (height, width)
 
 
 def read_pixels(
@@ -104,17 +109,24 @@ def read_pixels(
         UnusableImageError: the image cannot be decoded, or comes out at another size.
     """
     with _opened(item) as image:
-        image.load()
-        turn = _TURNS.get(_orientation(image))
-        rgb = to_rgb(image if turn is None else image.transpose(turn))
-        if side is not None and rgb.size != (side, side):
-            rgb = _fit(rgb, side)
-        if size is not None and (rgb.height, rgb.width) != size:
-            raise UnusableImageError(
-                f"decodes to {rgb.height} x {rgb.width} pixels where {size[0]} x {size[1]} "
-                "were expected from its header"
-            )
-        return np.asarray(rgb)
+        return upright_pixels(image, side=side, size=size)
+
+
+def upright_pixels(
+    image: Image.Image, *, side: int | None = None, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Return what ``read_pixels`` returns, (H, W, 3), from an opened image."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    rgb = to_rgb(image if turn is None else image.transpose(turn))
+    if side is not None and rgb.size != (side, side):
+        rgb = _fit(rgb, side)
+    if size is not None and (rgb.height, rgb.width) != size:
+        raise UnusableImageError(
+            f"decodes to {rgb.height} x {rgb.width} pixels where {size[0]} x {size[1]} "
+            "were expected from its header"
+        )
+    return np.asarray(rgb)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -168,27 +180,44 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def check_sides(image: Image.Image) -> None:
+    """Do nothing when an opened image has a size that may be decoded.
+
+    Raises:
+        UnusableImageError: one pixel wide or high, or a decompression bomb.
+    """
+    width, height = image.size
+    most = Image.MAX_IMAGE_PIXELS
+    if min(width, height) < 2:
+        raise UnusableImageError(f"one pixel wide or high ({height} x {width})")
+    if most is not None and width * height > most:
+        raise UnusableImageError(
+            f"{height} x {width} pixels, above the limit of {most} (decompression bomb)"
+        )
+
+
 @contextmanager
-def _opened(item: Item) -> Iterator[Image.Image]:
-    """Open ``item`` and turn whatever Pillow raises, now or in the body, into a reason."""
+def told_why(item: Item | None = None) -> Iterator[None]:
+    """Turn whatever Pillow raises in the block, about ``item``, into an ``UnusableImageError``."""
     try:
-        with Image.open(item, formats=FORMATS) if isinstance(item, Path) else item() as image:
-            width, height = image.size
-            most = Image.MAX_IMAGE_PIXELS
-            if min(width, height) < 2:
-                raise UnusableImageError(f"one pixel wide or high ({height} x {width})")
-            if most is not None and width * height > most:
-                raise UnusableImageError(
-                    f"{height} x {width} pixels, above the limit of {most} (decompression bomb)"
-                )
-            yield image
+        yield
     except UnusableImageError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything inside a codec
         raise UnusableImageError(_reason(item, error)) from error
 
 
-def _reason(item: Item, error: Exception) -> str:
+@contextmanager
+def _opened(item: Item) -> Iterator[Image.Image]:
+    with (
+        told_why(item),
+        Image.open(item, formats=FORMATS) if isinstance(item, Path) else item() as image,
+    ):
+        check_sides(image)
+        yield image
+
+
+def _reason(item: Item | None, error: Exception) -> str:
     if isinstance(item, Path) and item.is_file() and item.stat().st_size == 0:
         return "empty file (0 bytes)"
     if isinstance(error, UnidentifiedImageError):

@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from ssl_wm.encoders.serving.batching import Batcher
 from ssl_wm.encoders.serving.decoding import decode_files, parse_json
 from ssl_wm.encoders.serving.refusals import RefusedError
 from ssl_wm.encoders.serving.replays import Replays
+from ssl_wm.encoders.serving.service import usual_workers
 from ssl_wm.encoders.serving.settings import AccountConfig, AccountsConfig, ServeConfig
 from ssl_wm.encoders.serving.steady import SteadyEncoder, next_pass
 from ssl_wm.errors import EncoderError
@@ -213,6 +215,60 @@ def test_an_encoder_that_fails_fails_its_requests_and_not_the_worker():
         bad.result(5)
     assert len(good.result(5)) == 2
     one.close()
+
+
+def test_two_workers_run_passes_at_the_same_time_and_rows_keep_their_places():
+    together = threading.Barrier(2, timeout=10)
+
+    def run(batch):
+        together.wait()  # a pass that runs alone never gets past it
+        return mean(batch)
+
+    one = batcher(run, workers=2, batch=3)
+    futures = [one.submit(images(3, start=10 * n)) for n in range(4)]
+    for n, future in enumerate(futures):
+        assert future.result(10)[:, 0].tolist() == [10 * n, 10 * n + 1, 10 * n + 2]
+    one.close()
+
+
+def test_what_waits_is_shared_out_among_idle_workers():
+    sizes: list[int] = []
+    together = threading.Barrier(4, timeout=10)
+
+    def run(batch):
+        together.wait()
+        return mean(batch)
+
+    one = batcher(run, workers=4, batch=8, on_batch=sizes.append)
+    while one.idle < 4:
+        time.sleep(0.001)
+    assert one.submit(images(8)).result(10)[:, 0].tolist() == list(range(8))
+    one.close()
+    assert sizes == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 64])
+def test_workers_share_the_threads_and_leave_others_theirs(workers):
+    seen: list[int] = []
+
+    def run(batch):
+        seen.append(torch.get_num_threads())
+        return mean(batch)
+
+    before = torch.get_num_threads()
+    one = batcher(run, workers=workers)
+    one.submit(images(1)).result(5)
+    one.close()
+    assert seen == [max(1, before // workers)]
+    assert torch.get_num_threads() == before
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
+
+
+def test_two_passes_at_once_only_where_the_encoder_bears_them():
+    named, given = load_encoder("convnet-xs"), load_encoder(lambda images: images.mean(dim=(2, 3)))
+    assert usual_workers(named) == min(2, torch.get_num_threads())
+    assert usual_workers(given) == 1
 
 
 # --- steady passes ------------------------------------------------------------------------

@@ -246,7 +246,8 @@ def render(rows: Tensor, encoding: str, model: str, billed: int) -> bytes:
     """
     items: list[Any]
     if encoding == "base64":
-        items = [base64.b64encode(tensor_bytes(row.contiguous())).decode() for row in rows]
+        whole, step = tensor_bytes(rows.contiguous()), 4 * rows.shape[1]
+        items = [base64.b64encode(whole[i : i + step]).decode() for i in range(0, len(whole), step)]
     else:
         items = rows.tolist()
     data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(items)]

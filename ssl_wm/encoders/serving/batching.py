@@ -1,4 +1,4 @@
-"""Dynamic batching: images of many requests, one pass of the encoder, one worker thread."""
+"""Dynamic batching: images of many requests in one pass of the encoder; one or more workers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ssl_wm.encoders.serving.refusals import RefusedError
@@ -23,11 +24,14 @@ class _Job:
         self.future: Future[Tensor] = Future()
         self.rows: list[Tensor | None] = [None] * count
         self.missing = count
+        self._lock = threading.Lock()
 
     def put(self, index: int, row: Tensor) -> None:
-        self.rows[index] = row
-        self.missing -= 1
-        if not self.missing and not self.future.done():
+        with self._lock:
+            self.rows[index] = row
+            self.missing -= 1
+            whole = self.missing == 0
+        if whole and not self.future.done():
             self.future.set_result(torch.stack([row for row in self.rows if row is not None]))
 
     def fail(self, error: BaseException) -> None:
@@ -42,12 +46,14 @@ class Batcher:
     """Runs ``embed`` on batches of images of one shape, gathered from all waiting requests.
 
     Args:
-        embed: from (B, 3, H, W) uint8 to (B, D); called from the worker thread alone.
+        embed: from (B, 3, H, W) uint8 to (B, D); called from all workers at once.
         batch: most images a call.
         wait_seconds: how long the oldest image waits for others when a batch is not full.
         queue: images that may wait.
         queue_bytes: bytes of pixels that may wait.
-        on_batch: called with the size of each batch, from the worker thread.
+        on_batch: called with the size of each batch, from the workers.
+        workers: passes at once. Each gets an equal share of torch's threads, and an equal share
+            of what waits while others have nothing to do.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Batcher:
         queue: int,
         queue_bytes: int,
         on_batch: Callable[[int], None] | None = None,
+        workers: int = 1,
     ) -> None:
         self._embed = embed
         self._batch = batch
@@ -70,13 +77,24 @@ class Batcher:
         self._count = self._bytes = 0
         self._closing = False
         self._speed = 0.0
-        self._thread = threading.Thread(target=self._work, name="ssl-wm batches", daemon=True)
-        self._thread.start()
+        self._idle = 0
+        self._share = max(1, torch.get_num_threads() // workers)
+        self._threads = [
+            threading.Thread(target=self._work, name=f"ssl-wm batches {number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def waiting(self) -> int:
         """Images that wait."""
         return self._count
+
+    @property
+    def idle(self) -> int:
+        """Workers that have nothing to do, or wait for a batch to fill up."""
+        return self._idle
 
     def submit(self, images: Sequence[Tensor]) -> Future[Tensor]:
         """Queue ``images``, each (3, H, W) uint8, and return the future of their rows (N, D).
@@ -99,42 +117,55 @@ class Batcher:
                 queue.append((now, job, index, image))
             self._count += len(images)
             self._bytes += size
-            self._change.notify()
+            self._change.notify_all()
         return job.future
 
     def close(self) -> None:
-        """Take no more images, finish those that wait, and end the worker thread."""
+        """Take no more images, finish those that wait, and end the workers."""
         with self._change:
             self._closing = True
-            self._change.notify()
-        self._thread.join()
+            self._change.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
-        while (items := self._next()) is not None:
-            began = time.monotonic()
-            self._run(items)
-            spent = (time.monotonic() - began) / max(1, len(items))
-            self._speed = spent if not self._speed else 0.8 * self._speed + 0.2 * spent
+        torch.get_num_threads()  # torch gives each new thread its number once, which then stays
+        with threadpool_limits(self._share, user_api="openmp"):
+            while (items := self._next()) is not None:
+                began = time.monotonic()
+                self._run(items)
+                spent = (time.monotonic() - began) / max(1, len(items)) / len(self._threads)
+                self._speed = spent if not self._speed else 0.8 * self._speed + 0.2 * spent
 
     def _next(self) -> list[_Item] | None:
         """Return the next batch, or None when there will be none any more."""
         with self._change:
-            while not self._waiting and not self._closing:
-                self._change.wait()
-            if not self._waiting:
-                return None
-            shape = min(self._waiting, key=lambda each: self._waiting[each][0][0])
-            queue = self._waiting[shape]
-            until = queue[0][0] + self._wait
-            while len(queue) < self._batch and not self._closing:
-                left = until - time.monotonic()
-                if left <= 0 or not self._change.wait(left):
-                    break
-            items = [queue.popleft() for _ in range(min(self._batch, len(queue)))]
-            self._count -= len(items)
-            self._bytes -= sum(image.nbytes for *_, image in items)
-            if not queue:
-                del self._waiting[shape]
+            self._idle += 1
+            try:
+                while True:
+                    if self._waiting:
+                        shape = min(self._waiting, key=lambda each: self._waiting[each][0][0])
+                        queue = self._waiting[shape]
+                        left = queue[0][0] + self._wait - time.monotonic()
+                        if len(queue) >= self._batch or left <= 0 or self._closing:
+                            return self._take(shape)
+                        self._change.wait(left)
+                    elif self._closing:
+                        return None
+                    else:
+                        self._change.wait()
+            finally:
+                self._idle -= 1
+
+    def _take(self, shape: Shape) -> list[_Item]:
+        queue = self._waiting[shape]
+        fair = -(-len(queue) // self._idle)
+        items = [queue.popleft() for _ in range(min(self._batch, fair))]
+        self._count -= len(items)
+        self._bytes -= sum(image.nbytes for *_, image in items)
+        if not queue:
+            del self._waiting[shape]
+        self._change.notify_all()
         return [item for item in items if not item[1].future.cancelled()]
 
     def _run(self, items: list[_Item]) -> None:

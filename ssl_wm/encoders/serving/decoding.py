@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Sequence
@@ -14,7 +13,13 @@ import torch
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 from torch import Tensor
 
-from ssl_wm.data.decoding import UnusableImageError, read_pixels, read_size
+from ssl_wm.data.decoding import (
+    UnusableImageError,
+    check_sides,
+    told_why,
+    upright_pixels,
+    upright_size,
+)
 from ssl_wm.encoders.serving.refusals import RefusedError
 from ssl_wm.encoders.serving.settings import ServeConfig
 
@@ -87,7 +92,7 @@ def check_count(count: int, *, limits: ServeConfig) -> None:
 def _from_base64(text: str, index: int) -> bytes:
     _, _, data = text.rpartition("base64,") if text.startswith("data:") else ("", "", text)
     try:
-        return base64.b64decode(data, validate=True)
+        return binascii.a2b_base64(data, strict_mode=True)
     except (binascii.Error, ValueError):
         raise _unusable(f"image {index} is not base64") from None
 
@@ -102,29 +107,34 @@ def decode_files(files: Sequence[bytes], *, limits: ServeConfig) -> list[Tensor]
         RefusedError: 413, an image or all together have too many pixels; 422, one is damaged or
             of another format. The message names the image by its place, nothing of its content.
     """
-    total = 0
+    opened, total = [], 0
     for index, data in enumerate(files):
-        height, width = _size(data, index)
+        image, (height, width) = _header(data, index)
+        opened.append(image)
         total += height * width
         if limits.max_pixels is not None and height * width > limits.max_pixels:
             raise _too_large(f"image {index} has {height} x {width} pixels", limits.max_pixels)
         if total > limits.max_request_pixels:
             raise _too_large("the images together have too many pixels", limits.max_request_pixels)
-    return [_pixels(data, index) for index, data in enumerate(files)]
+    return [_pixels(image, index) for index, image in enumerate(opened)]
 
 
-def _size(data: bytes, index: int) -> tuple[int, int]:
+def _header(data: bytes, index: int) -> tuple[Image.Image, tuple[int, int]]:
     try:
-        return read_size(lambda: _open(data))
+        with told_why():
+            image = _open(data)
+            check_sides(image)
+            return image, upright_size(image)
     except UnusableImageError as error:
         if "decompression bomb" in str(error):
             raise RefusedError(413, "too_large", f"image {index}: {error}") from None
         raise _unusable(f"image {index}: {error}") from None
 
 
-def _pixels(data: bytes, index: int) -> Tensor:
+def _pixels(image: Image.Image, index: int) -> Tensor:
     try:
-        pixels = read_pixels(lambda: _open(data), side=None)
+        with told_why():
+            pixels = upright_pixels(image)
     except UnusableImageError as error:
         raise _unusable(f"image {index}: {error}") from None
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())

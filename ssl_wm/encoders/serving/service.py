@@ -58,7 +58,7 @@ class Service:
         self.batcher = Batcher(
             self._embed, batch=config.batch, wait_seconds=config.wait_ms / 1000,
             queue=config.queue, queue_bytes=config.queue_bytes,
-            on_batch=self.metrics.batches.observe,
+            on_batch=self.metrics.batches.observe, workers=config.workers or usual_workers(encoder),
         )  # fmt: skip
 
     def start(
@@ -125,6 +125,15 @@ class Service:
         await asyncio.to_thread(self.batcher.close)
         self.pool.shutdown()
         log_event("stopped")
+
+
+def usual_workers(encoder: Encoder) -> int:
+    """Return how many passes run at once where the settings do not say.
+
+    A function or module given in Python may not bear two calls at once, a GPU gains nothing.
+    """
+    alone = encoder.arch == "custom" or encoder.mean.device.type != "cpu"
+    return 1 if alone else min(2, torch.get_num_threads())
 
 
 def model_name(encoder: Encoder) -> str:

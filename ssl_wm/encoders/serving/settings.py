@@ -111,6 +111,9 @@ class ServeConfig(BaseModel):
         port: TCP port; 0 takes a free one.
         batch: images a pass of the encoder; every pass has this size or a smaller one whose
             answers were measured to be the same bit for bit (``steady.py``).
+        workers: passes at once, each with an equal share of torch's threads; None takes 2 on a
+            CPU and 1 on a GPU. Two keep the cores busy while one waits for its threads; one
+            answers a lone small request sooner.
         wait_ms: how long a pass that is not full waits for more images.
         queue: images that may wait for the encoder; beyond it requests are answered 503.
         queue_bytes: bytes of decoded pixels that may wait; beyond it 503.
@@ -133,6 +136,7 @@ class ServeConfig(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     batch: int = Field(64, ge=1, le=4096)
+    workers: int | None = Field(None, ge=1, le=64)
     wait_ms: float = Field(2.0, ge=0, le=1000)
     queue: int = Field(4096, ge=1)
     queue_bytes: int = Field(512 * 2**20, ge=1024)
