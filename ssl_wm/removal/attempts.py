@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.removal import finetune, inputs, outputs, weights
+from ssl_wm.removal import distilling, finetune, inputs, outputs, weights
 from ssl_wm.removal.given import Given
 
 Kind = Literal["weights", "training", "inputs", "outputs"]
@@ -136,6 +136,19 @@ REMOVALS: dict[str, Removal] = {
     "mixed-features": Removal(
         finetune.mixed_features, "training", "peak learning rate", RATES, high=1, needs="images",
         source="own",
+    ),
+    "overwrite": Removal(
+        finetune.overwrite, "training", "peak learning rate", RATES, high=1, needs="images",
+        source=WRT, differs="three marks of the thief's own, in feature space",
+    ),
+    "wrk": Removal(
+        finetune.wrk, "training", "peak learning rate", RATES, high=1, needs="labels",
+        source="WRK (Class-Feature Watermark, AAAI 2026)",
+        differs="the head is the thief's probe; AdamW and a rate that falls; views",
+    ),
+    "distil": Removal(
+        distilling.distil, "training", "rounds, each from random weights", (1, 2, 3, 4), high=100,
+        whole=True, needs="images", source=WRT, differs="cosine of embeddings, without labels",
     ),
     "transfer": Removal(
         finetune.transfer, "training", "peak learning rate", RATES, high=1, needs="other labels",

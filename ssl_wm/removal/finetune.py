@@ -17,8 +17,10 @@ from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import EncoderError, choose
+from ssl_wm.removal.boundary import BoundaryTask, TurnedHead
 from ssl_wm.removal.given import Given
 from ssl_wm.removal.layers import Layer, layers_of
+from ssl_wm.removal.overwriting import OverwriteTask
 from ssl_wm.removal.tasks import BetweenTask, LabelTask, class_numbers
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.loop import fit
@@ -119,6 +121,34 @@ def mixed_features(encoder: Encoder, *, strength: float, given: Given) -> Encode
     return _fitted(task, run=run, loop=_at_rate(given, strength), folder=given.folder)
 
 
+def overwrite(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
+    """Put a mark of the thief's own on the encoder (``OverwriteTask``), without labels.
+
+    Raises:
+        ConfigError: there are no images.
+        DataError: there are too few.
+        TrainingError: the loss is not finite.
+    """
+    run = _run(encoder, "overwrite", given)
+    task = OverwriteTask(encoder, given=given)
+    return _fitted(task, run=run, loop=_at_rate(given, strength), folder=given.folder)
+
+
+def wrk(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
+    """Train all layers on labels, wrongly labelled boundary samples and a head that turns away.
+
+    Raises:
+        ConfigError, DataError, TrainingError: as in ``fine_tune``.
+    """
+    run = _run(encoder, "wrk", given)
+    old = _probe_head(encoder, given)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(given.seed, "head"))
+        head = TurnedHead(old)
+    task = BoundaryTask(encoder, head=head, old=old, given=given)
+    return _fitted(task, run=run, loop=_at_rate(given, strength), folder=given.folder)
+
+
 def _ssl(encoder: Encoder, *, given: Given, loop: FitConfig, folder: Path | None) -> Encoder:
     config = given.config
     name = choose(config.objective, OBJECTIVES, what="objective")
@@ -133,8 +163,8 @@ def _ssl(encoder: Encoder, *, given: Given, loop: FitConfig, folder: Path | None
 
 
 def _fitted(
-    task: PretrainTask | LabelTask | BetweenTask, *, run: Mapping[str, Any], loop: FitConfig,
-    folder: Path | None,
+    task: PretrainTask | LabelTask | BetweenTask | OverwriteTask, *, run: Mapping[str, Any],
+    loop: FitConfig, folder: Path | None,
 ) -> Encoder:  # fmt: skip
     encoder = task.encoder
     device = encoder.mean.device
@@ -183,7 +213,7 @@ def _random_head(encoder: Encoder, given: Given) -> nn.Module:
         return nn.Sequential(nn.BatchNorm1d(width, affine=False), nn.Linear(width, count))
 
 
-def _probe_head(encoder: Encoder, given: Given) -> nn.Module:
+def _probe_head(encoder: Encoder, given: Given) -> nn.Linear:
     """Return a linear probe fitted to a sample of the images, as a module."""
     numbers, count = class_numbers(given.needed)
     sample = given.sample()

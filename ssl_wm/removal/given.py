@@ -5,10 +5,16 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 from torch import Tensor, nn
 
 from ssl_wm.data.views import ViewConfig
@@ -21,6 +27,8 @@ from ssl_wm.training.settings import FitConfig
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
+LATER = ("distil", "distil_arch")
+"""Settings added after the first runs; at their defaults they are not written down."""
 UNTOUCHED = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=None)
 
 
@@ -33,6 +41,8 @@ class RemovalConfig(BaseModel):
         ssl_views: their augmentation.
         views: augmentation of the attempts that train with labels or composites.
         sample: images that activations and principal components are measured on, at most.
+        distil: the training loop of ``distil``, which starts from random weights.
+        distil_arch: the architecture of its result; None takes the encoder's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +52,16 @@ class RemovalConfig(BaseModel):
     ssl_views: ViewConfig = ViewConfig()
     views: ViewConfig = ViewConfig(crop=0.5, min_scale=0.6, jitter=0.0, grey=0.0)
     sample: int = Field(2000, ge=2)
+    distil: FitConfig = FitConfig(epochs=20, batch_size=128, learning_rate=2e-3)
+    distil_arch: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older versions did not know, so that their runs can be resumed."""
+        told: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        same = {name for name in LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in told.items() if name not in same}
 
 
 @dataclass(frozen=True)

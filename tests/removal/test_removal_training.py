@@ -14,15 +14,18 @@ from torch import nn
 from ssl_wm.data.order import Place
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import build_encoder, encoder_digest, load_encoder, save_encoder
-from ssl_wm.errors import DataError, EncoderError, TrainingError
+from ssl_wm.errors import ConfigError, DataError, EncoderError, TrainingError
+from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.removal import finetune
 from ssl_wm.removal.attempts import REMOVALS
+from ssl_wm.removal.boundary import STEP, BoundaryTask, TurnedHead, boundary_samples
 from ssl_wm.removal.composites import draw_masks, draw_partners, mixed_batch
 from ssl_wm.removal.given import Given, RemovalConfig, weights_of
 from ssl_wm.removal.layers import layers_of
+from ssl_wm.removal.overwriting import OverwriteTask
 from ssl_wm.removal.remove import forget, remove
 from ssl_wm.removal.tasks import BetweenTask, LabelTask
-from ssl_wm.rng import torch_stream
+from ssl_wm.rng import derive_seed, torch_stream
 from ssl_wm.training.checkpoint import NAME
 from ssl_wm.training.settings import FitConfig
 
@@ -31,7 +34,8 @@ TRAINING = [name for name, entry in REMOVALS.items() if entry.kind == "training"
 
 def config(epochs: int = 1, **changes: object) -> RemovalConfig:
     settings = {"batch_size": 32, "precision": "32-true", "weight_decay": 0.0} | changes
-    return RemovalConfig(fit=FitConfig(epochs=epochs, **settings), sample=100)
+    fit = FitConfig(epochs=epochs, **settings)
+    return RemovalConfig(fit=fit, sample=100, distil=fit, distil_arch="convnet-xs")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,9 @@ def test_only_the_last_layer_changes_and_no_running_statistics_below_it(attempt,
     assert changed == {"3.weight", "3.bias"}
 
 
-@pytest.mark.parametrize("attempt", ["ftal", "rtal", "transfer", "mixed-labels", "ssl"])
+@pytest.mark.parametrize(
+    "attempt", ["ftal", "rtal", "transfer", "mixed-labels", "ssl", "overwrite", "wrk"]
+)
 def test_all_layers_change_with_the_others(attempt, encoder, images):
     after = remove(encoder, attempt=attempt, strength=1e-3, images=images, config=config())
     for name, value in weights_of(encoder).items():
@@ -147,11 +153,31 @@ def test_a_killed_run_goes_on_to_the_same_weights(attempt, encoder, images, tmp_
     assert len(saved) == 1
     assert encoder_digest(call(folder=tmp_path)) == encoder_digest(whole)
     assert encoder_digest(call(folder=tmp_path)) == encoder_digest(whole)  # trains nothing
-    with pytest.raises(TrainingError, match="other settings"):
-        remove(encoder, attempt=attempt, strength=strength / 2, images=images, config=config(2),
-               folder=tmp_path)  # fmt: skip
+    with pytest.raises((TrainingError, DataError), match=r"other (settings|queries)"):
+        call(folder=tmp_path, seed=1)
+    if attempt != "distil":  # fewer of its rounds are a part of more
+        with pytest.raises(TrainingError, match="other settings"):
+            call(folder=tmp_path, strength=strength / 2)
     forget(tmp_path)
     assert not list(tmp_path.rglob(NAME))
+
+
+def test_each_round_of_distillation_learns_from_the_one_before(encoder, images, tmp_path):
+    settings = config()
+    three = remove(encoder, attempt="distil", strength=3, images=images, config=settings,
+                   folder=tmp_path)  # fmt: skip
+    two = remove(encoder, attempt="distil", strength=2, images=images, config=settings)
+    last = StealConfig(attack="cosine", arch="convnet-xs", held_out=0, fit=settings.distil,
+                       seed=derive_seed(0, "distil", 2))  # fmt: skip
+    expected = steal(two, images=images, config=last).surrogate
+    assert encoder_digest(three) == encoder_digest(expected)
+    assert three.arch == "convnet-xs+12"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["round-1", "round-2", "round-3"]
+
+
+def test_a_network_that_cannot_be_built_anew_needs_another_named(encoder, images):
+    with pytest.raises(ConfigError, match="distil_arch"):
+        remove(encoder, attempt="distil", strength=1, images=images)
 
 
 def test_two_training_attempts_of_a_stack_have_a_folder_each(encoder, images, tmp_path):
@@ -177,7 +203,7 @@ def test_labels_of_one_class_and_encoders_without_weights_are_refused(encoder, i
     served = load_encoder(lambda x: x.flatten(1))
     for attempt in TRAINING:
         with pytest.raises(EncoderError, match="no weights to change"):
-            remove(served, attempt=attempt, strength=1e-3, images=images)
+            remove(served, attempt=attempt, strength=strength_of(attempt), images=images)
 
 
 def test_labels_need_not_be_numbered_from_0(encoder, images):
@@ -283,3 +309,85 @@ def test_pulling_between_brings_composites_nearer_to_their_parents(images):
     assert gap(after) < 0.7 * gap(encoder)
     z, new = embed(encoder, images), embed(after, images)
     assert float((new - z).square().sum() / (z - z.mean(dim=0)).square().sum()) < 0.2
+
+
+# --- WRK ---------------------------------------------------------------------------------------
+
+
+def test_a_boundary_sample_is_one_step_of_sign_gradient_up_its_own_loss():
+    """On a linear encoder and head the gradient of the loss is W^T V^T (softmax - one-hot)."""
+    torch.manual_seed(0)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5, bias=False))
+    encoder = load_encoder(flat).eval()
+    head = nn.Linear(5, 3)
+    pixels = torch.randint(0, 256, (6, 3, 4, 4), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    made = boundary_samples(encoder, head, pixels, labels=labels, batch_size=4)
+    x = pixels.numpy().reshape(6, -1).astype(np.float64) / 255
+    w, v, b = (t.detach().double().numpy() for t in (flat[1].weight, head.weight, head.bias))
+    scores = np.exp(x @ w.T @ v.T + b)
+    gap = scores / scores.sum(axis=1, keepdims=True) - np.eye(3)[labels]
+    expected = np.clip(x + STEP * np.sign(gap @ v @ w), 0, 1)
+    assert np.abs(made.flatten(1).numpy() - expected).max() < 1e-6
+
+
+def test_the_new_head_keeps_the_old_ones_length_and_turns_away_from_it(encoder, images, tmp_path):
+    old = nn.Linear(12, 8)
+    head = TurnedHead(old)
+    z = torch.randn(5, 12)
+    scale = old.weight.norm() / head.linear.weight.norm()
+    expected = z @ (head.linear.weight * scale).T + head.linear.bias
+    assert torch.allclose(head(z), expected, atol=1e-5)
+    remove(encoder, attempt="wrk", strength=3e-2, images=images, config=config(epochs=20),
+           folder=tmp_path)  # fmt: skip
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    likeness = [float(line.split('"likeness": ')[1].rstrip("}").split(",")[0]) for line in lines]
+    assert likeness[-1] < likeness[0] - 0.2
+
+
+def test_boundary_samples_get_classes_that_are_not_their_own(encoder, images):
+    given = Given(images, 0, None, config())
+    old = nn.Linear(12, 8)
+    task = BoundaryTask(encoder, head=TurnedHead(old), old=old, given=given)
+    assert len(task.samples) == round(0.05 * len(images))
+    places = torch.randperm(len(images), generator=torch_stream(0, "boundary"))[: len(task.wrong)]
+    assert bool((task.wrong != task.classes[places]).all())
+
+
+# --- a second mark -----------------------------------------------------------------------------
+
+
+def test_a_second_mark_pulls_its_composites_to_its_groups_and_holds_the_images(encoder, images):
+    given = Given(images, 0, None, config())
+    before = OverwriteTask(copy.deepcopy(encoder), given=given)
+    before.place = Place(1, 0, 0, 1)
+    start = before(before.batch(before.place))
+    assert float(start["still"].detach()) < 1e-2  # as it was, up to the norms' batch statistics
+    after = remove(encoder, attempt="overwrite", strength=1e-2, images=images,
+                   config=config(epochs=20))  # fmt: skip
+    probe = OverwriteTask(copy.deepcopy(encoder), given=given)  # the same secret
+    probe.encoder = after
+    probe.place = Place(1, 0, 0, 1)
+    probe.eval()
+    before.eval()
+    with torch.no_grad():
+        end = probe(probe.batch(probe.place))
+        first = before(before.batch(before.place))
+    assert float(end["second_mark"]) < 0.5 * float(first["second_mark"])
+    assert float(end["still"]) < 0.3
+
+
+def test_every_pair_of_a_second_mark_comes_from_its_two_groups(encoder, images):
+    task = OverwriteTask(encoder, given=Given(images, 3, None, config()))
+    pixels = {tuple(p.flatten().tolist()): i for i, p in enumerate(images.take(torch.arange(96)))}
+    batch = task.batch(Place(1, 2, 0, 1))
+    for first, second, mark in zip(batch["first"], batch["second"], batch["marks"], strict=True):
+        for image, members in zip((first, second), task.members[int(mark)], strict=True):
+            assert pixels[tuple(image.flatten().tolist())] in members.tolist()
+    assert set(batch["marks"].tolist()) <= {0, 1, 2}
+
+
+def test_a_second_mark_needs_images_of_its_groups(encoder, images):
+    few = images.subset(torch.arange(19))
+    with pytest.raises(DataError, match="20 images"):
+        OverwriteTask(encoder, given=Given(few, 0, None, config()))

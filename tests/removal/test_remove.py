@@ -27,9 +27,8 @@ from ssl_wm.verification.utility import utility
 from ssl_wm.verification.verify import verify
 
 READ = ReadConfig(per_pair=8, recipes=5, reference=16, trigger_count=8, neighbours=5)
-SHORT = RemovalConfig(
-    fit=FitConfig(epochs=1, batch_size=32, precision="32-true", weight_decay=0.0), sample=60
-)
+ONE_EPOCH = FitConfig(epochs=1, batch_size=32, precision="32-true", weight_decay=0.0)
+SHORT = RemovalConfig(fit=ONE_EPOCH, sample=60, distil=ONE_EPOCH, distil_arch="convnet-xs")
 CONVOLUTIONS = ("prune-channels", "fine-prune")
 
 
