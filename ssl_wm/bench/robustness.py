@@ -8,6 +8,7 @@ cell is.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -74,10 +75,13 @@ class RobustnessBench:
             opened.transfer, config.thief_limit, config.seed, "transfer"
         )
 
-    def run(self) -> Facts:
-        """Run what is missing; return and write ``result.json``.
+    def run(self, *, after: Callable[[Facts], object] | None = None) -> Facts:
+        """Run what is missing; return ``result.json``, which is written after every cell.
 
         A cell that fails with an error of ours is noted as failed and the run goes on.
+
+        Args:
+            after: called with the result so far whenever a cell is done.
 
         Raises:
             ConfigError: a finished cell was made with other settings; the first is named.
@@ -90,16 +94,25 @@ class RobustnessBench:
             if facts is not None:
                 done[cell] = facts
         for number, cell in enumerate(self.cells, start=1):
-            if cell not in done:
+            is_new = cell not in done
+            if is_new:
                 done[cell] = self._run(cell)
                 told = f"{number} of {len(self.cells)}, {cell.name}"
                 say(f"{told}: {_told(done[cell])}")
             if cell.attempt == UNTOUCHED:
                 _refuse_undecided(done[cell])
+            if is_new and after is not None:
+                after(self._write(done))
+        return self._write(done)
+
+    def _write(self, done: Mapping[Cell, Facts]) -> Facts:
+        """Write and return the result of the cells so far."""
         config = self.config
+        begun = {cell.encoder for cell in done if cell.attempt == UNTOUCHED}
+        ordered = {c: done[c] for c in self.cells if c in done and c.encoder in begun}
         result = plain({
-            "title": config.title, **summary(done, config=config),
-            "skipped": self.skipped, "versions": versions(),
+            "title": config.title, "left": len(self.cells) - len(ordered),
+            **summary(ordered, config=config), "skipped": self.skipped, "versions": versions(),
             "settings": config.model_dump(mode="json"), "common": self.common,
             "seconds": round(sum(facts["seconds"]["all"] for facts in done.values()), 1),
         })  # fmt: skip

@@ -16,7 +16,7 @@ Facts = dict[str, Any]
 
 
 def summary(done: Mapping[Cell, Facts], *, config: RobustnessConfig) -> Facts:
-    """Return the tables of a result from the facts of all its cells.
+    """Return the tables of a result from the facts of its cells so far.
 
     Returns:
         ``untouched`` (by encoder), ``rows`` (in the cells' order), ``frontier`` (those that beat
@@ -75,10 +75,8 @@ def control(done: Mapping[Cell, Facts], *, alpha: float) -> Facts:
     told = [facts for cell, facts in done.items() if cell.encoder == CONTROL]
     read = [facts for facts in told if "error" not in facts]
     found = [facts["cell"] for facts in read if facts["verdict"]["p_value"] <= alpha]
-    result: Facts = {
-        "own": asdict(false_rate(len(found), len(read), alpha=alpha)), "detected": found,
-        "fresh": None,
-    }  # fmt: skip
+    own = asdict(false_rate(len(found), len(read), alpha=alpha)) if read else None
+    result: Facts = {"own": own, "detected": found, "fresh": None}
     fresh = [facts["fresh"] for facts in read if "fresh" in facts]
     if fresh:
         count, total = (sum(each[name] for each in fresh) for name in ("detected", "keys"))

@@ -12,7 +12,7 @@ from ssl_wm.bench.robustness_plan import NAME, RobustnessConfig
 from ssl_wm.commands.outputs import Out
 from ssl_wm.errors import ConfigError
 from ssl_wm.removal.remove import parts_of
-from ssl_wm.report.robustness import write_robustness
+from ssl_wm.report.robustness import write_robustness, write_table
 
 __all__ = ["Out", "bench_robustness", "read_encoders", "read_strengths"]
 LONG = ("rows", "settings", "common", "versions", "title")
@@ -34,7 +34,8 @@ def bench_robustness(
     specs = [*config.encoders.values(), *config.nulls, config.images.spec]
     specs += [each for each in (config.control, config.transfer and config.transfer.spec) if each]
     folder = out.claim(inputs=[*specs, config.key, *inputs])
-    result = RobustnessBench(config, opened=opened, out=folder).run()
+    bench = RobustnessBench(config, opened=opened, out=folder)
+    result = bench.run(after=lambda so_far: write_table(so_far, folder))
     files = [str(folder / "result.json"), *write_robustness(result, folder)]
     told = {name: value for name, value in result.items() if name not in LONG}
     return {"out": str(folder), **told, "cells": len(result["rows"]), "files": files}

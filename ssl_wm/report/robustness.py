@@ -80,6 +80,8 @@ def summary_lines(result: Result) -> list[str]:
         rate = result["control"][told]
         if rate is not None:
             lines.append(_rate_line(rate, what, alpha=result["alpha"]))
+    if result["left"]:
+        lines.append(f"{result['left']} cells are not run yet, so no outcome is final")
     if result["failed"]:
         lines.append(f"{len(result['failed'])} cells failed; result.json says why")
     lines += [f"{name} was left out: it {why}" for name, why in result["skipped"].items()]
@@ -160,7 +162,17 @@ def write_robustness(result: Result, folder: Path) -> list[str]:
     Raises:
         OutputError: the folder cannot be written to.
     """
-    table, figure = folder / "table.md", folder / "frontier.png"
-    write_text(table, robustness_markdown(result))
+    table, figure = write_table(result, folder), folder / "frontier.png"
     write_bytes(figure, frontier_png(result))
     return [str(table), str(figure)]
+
+
+def write_table(result: Result, folder: Path) -> Path:
+    """Write ``table.md`` into ``folder`` and return its path.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    path = folder / "table.md"
+    write_text(path, robustness_markdown(result))
+    return path

@@ -286,6 +286,27 @@ def test_control_counts_its_own_cells_and_fresh_keys(finished):
     assert not any(front["encoder"] == "clean" for front in result["frontier"])
 
 
+def test_a_run_cut_short_has_a_result_of_what_is_done_and_says_what_is_left(opened, tmp_path):
+    seen = []
+
+    def cut(result):
+        seen.append(result)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RobustnessBench(config(**SMALL), opened=opened, out=tmp_path).run(after=cut)
+    told = json.loads((tmp_path / "result.json").read_text())
+    assert told["left"] == 12 - 4
+    assert [row["attempt"] for row in told["rows"]] == ["rotate", "noise", "top-k"]
+    assert list(told["untouched"]) == ["victim"]
+    assert told["control"] == {"own": None, "detected": [], "fresh": None}
+    assert "8 cells are not run yet, so no outcome is final" in summary_lines(told)
+    whole = RobustnessBench(config(**SMALL), opened=opened, out=tmp_path).run()
+    assert whole["left"] == 0
+    assert not any("not run yet" in line for line in summary_lines(whole))
+
+
 def test_finished_cells_are_not_run_again_but_failed_ones_are(finished, opened, monkeypatch):
     out, first = finished
     asked, real = [], bench.remove
