@@ -218,10 +218,13 @@ def test_an_encoder_that_fails_fails_its_requests_and_not_the_worker():
 
 
 def test_two_workers_run_passes_at_the_same_time_and_rows_keep_their_places():
-    together = threading.Barrier(2, timeout=10)
+    entered, both = threading.Semaphore(0), threading.Event()
 
     def run(batch):
-        together.wait()  # a pass that runs alone never gets past it
+        if not entered.acquire(blocking=False):  # the first pass waits here for the second
+            entered.release()
+            assert both.wait(10)
+        both.set()
         return mean(batch)
 
     one = batcher(run, workers=2, batch=3)
