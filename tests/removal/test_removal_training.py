@@ -15,6 +15,7 @@ from ssl_wm.data.order import Place
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import build_encoder, encoder_digest, load_encoder, save_encoder
 from ssl_wm.errors import ConfigError, DataError, EncoderError, TrainingError
+from ssl_wm.extraction.selection import clusters_of
 from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.removal import finetune
 from ssl_wm.removal.attempts import REMOVALS
@@ -375,6 +376,28 @@ def test_a_second_mark_pulls_its_composites_to_its_groups_and_holds_the_images(e
         first = before(before.batch(before.place))
     assert float(end["second_mark"]) < 0.5 * float(first["second_mark"])
     assert float(end["still"]) < 0.3
+
+
+def test_the_loss_of_a_second_mark_is_its_formula(encoder, images):
+    given = Given(images, 0, None, config())
+    task = OverwriteTask(encoder.eval(), given=given).eval()
+    task.place = Place(1, 0, 0, 1)
+    batch = task.batch(task.place)
+    z = embed(encoder, images).double().numpy()
+    spread = z.var(axis=0).sum()
+    groups = clusters_of(torch.from_numpy(z).float(), count=10, seed=0).numpy()
+    means = np.stack([z[groups == group].mean(axis=0) for group in range(10)])
+    for goal in task.goals.double().numpy():  # each goal is the mean of one group
+        assert np.abs(means - goal).max(axis=1).min() < 1e-5
+    masks = task.masks.double()[batch["marks"]]
+    mixed = masks * batch["first"] / 255 + (1 - masks) * batch["second"] / 255
+    away = embed(encoder, mixed.float()).double() - task.goals.double()[batch["marks"]]
+    expected = float(away.square().sum(dim=1).mean()) / spread
+    with torch.no_grad():
+        terms = task(batch)
+    assert float(terms["second_mark"]) == pytest.approx(expected, rel=1e-4)
+    assert float(terms["still"]) == 0
+    assert float(terms["loss"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_pair_of_a_second_mark_comes_from_its_two_groups(encoder, images):
