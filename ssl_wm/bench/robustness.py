@@ -101,8 +101,10 @@ class RobustnessBench:
                 say(f"{told}: {_told(done[cell])}")
             if cell.attempt == UNTOUCHED:
                 _refuse_undecided(done[cell])
-            if is_new and after is not None:
-                after(self._write(done))
+            if is_new:
+                so_far = self._write(done)
+                if after is not None:
+                    after(so_far)
         return self._write(done)
 
     def _write(self, done: Mapping[Cell, Facts]) -> Facts:

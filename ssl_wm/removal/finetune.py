@@ -21,7 +21,7 @@ from ssl_wm.removal.boundary import BoundaryTask, TurnedHead
 from ssl_wm.removal.given import Given
 from ssl_wm.removal.layers import Layer, layers_of
 from ssl_wm.removal.overwriting import OverwriteTask
-from ssl_wm.removal.tasks import BetweenTask, LabelTask, class_numbers
+from ssl_wm.removal.tasks import BetweenTask, LabelTask, StillTask, class_numbers
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.loop import fit
 from ssl_wm.training.objectives import OBJECTIVES
@@ -163,8 +163,8 @@ def _ssl(encoder: Encoder, *, given: Given, loop: FitConfig, folder: Path | None
 
 
 def _fitted(
-    task: PretrainTask | LabelTask | BetweenTask | OverwriteTask, *, run: Mapping[str, Any],
-    loop: FitConfig, folder: Path | None,
+    task: PretrainTask | LabelTask | StillTask, *, run: Mapping[str, Any], loop: FitConfig,
+    folder: Path | None,
 ) -> Encoder:  # fmt: skip
     encoder = task.encoder
     device = encoder.mean.device

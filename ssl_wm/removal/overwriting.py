@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from ssl_wm.errors import DataError
 from ssl_wm.extraction.selection import clusters_of
 from ssl_wm.removal.composites import draw_masks, mix
 from ssl_wm.removal.given import Given
-from ssl_wm.removal.tasks import RemovalTask
+from ssl_wm.removal.tasks import StillTask
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.task import Batch
 
@@ -22,7 +20,7 @@ GROUPS, MARKS = 10, 3
 """Clusters of the thief's images, and the marks (two source groups and a target each)."""
 
 
-class OverwriteTask(RemovalTask):
+class OverwriteTask(StillTask):
     """Composites of two groups are pulled to a third, and images stay where they were.
 
     ``|g(x) - f(x)|^2 / v + |g(m a + (1 - m) b) - mu_t|^2 / v``, f the encoder as it was, a and b
@@ -35,7 +33,7 @@ class OverwriteTask(RemovalTask):
         given: the thief's images, at least twice as many as ``GROUPS``.
 
     Raises:
-        DataError: there are too few images.
+        DataError: there are too few images, or they fall into fewer than three groups.
     """
 
     masks: Tensor
@@ -47,11 +45,14 @@ class OverwriteTask(RemovalTask):
             raise DataError(
                 f"a second mark needs {2 * GROUPS} images or more; got {len(self.images)}"
             )
-        self.before = copy.deepcopy(encoder).requires_grad_(False)
         z = embed(encoder, self.images)
         groups = clusters_of(z, count=GROUPS, seed=given.seed)
         stream = torch_stream(given.seed, "second mark")
         present = groups.unique()
+        if len(present) < 3:
+            raise DataError(
+                f"a second mark needs images of three groups; these make {len(present)}: give more"
+            )
         drawn = torch.stack(
             [present[torch.randperm(len(present), generator=stream)[:3]] for _ in range(MARKS)]
         )
@@ -64,12 +65,6 @@ class OverwriteTask(RemovalTask):
         self.register_buffer("masks", masks, persistent=False)
         goals = torch.stack([z[groups == target].mean(dim=0) for target in drawn[:, 2].tolist()])
         self.register_buffer("goals", goals, persistent=False)
-
-    def train(self, mode: bool = True) -> OverwriteTask:
-        """Set the mode; the encoder as it was stays in eval mode."""
-        super().train(mode)
-        self.before.eval()
-        return self
 
     def batch(self, place: Place) -> Batch:
         """Return the images of ``RemovalTask``, and as many pairs with the mark of each.

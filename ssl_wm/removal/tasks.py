@@ -139,23 +139,27 @@ class LabelTask(RemovalTask):
         return F.cross_entropy(self.head(self.encoder(mixed)), wrong)
 
 
-class BetweenTask(RemovalTask):
+class StillTask(RemovalTask):
+    """An encoder beside itself as it was (``before``), which is not trained and in eval mode."""
+
+    def __init__(self, encoder: Encoder, *, given: Given) -> None:
+        super().__init__(encoder, given=given)
+        self.before = copy.deepcopy(encoder).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> StillTask:
+        """Set the mode; the encoder as it was stays in eval mode."""
+        super().train(mode)
+        self.before.eval()
+        return self
+
+
+class BetweenTask(StillTask):
     """Composites are pulled between their parents, and images stay where they were.
 
     ``|g(x) - f(x)|^2 / v + |g(m x + (1 - m) y) - (a f(x) + (1 - a) f(y))|^2 / v``, f the encoder
     as it was, a the mean of the mask m, v the variance of f's answers in the batch summed over
     coordinates. No labels.
     """
-
-    def __init__(self, encoder: Encoder, *, given: Given) -> None:
-        super().__init__(encoder, given=given)
-        self.before = copy.deepcopy(encoder).requires_grad_(False)
-
-    def train(self, mode: bool = True) -> BetweenTask:
-        """Set the mode; the encoder as it was stays in eval mode."""
-        super().train(mode)
-        self.before.eval()
-        return self
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and its two terms."""

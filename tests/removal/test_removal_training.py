@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -414,3 +415,8 @@ def test_a_second_mark_needs_images_of_its_groups(encoder, images):
     few = images.subset(torch.arange(19))
     with pytest.raises(DataError, match="20 images"):
         OverwriteTask(encoder, given=Given(few, 0, None, config()))
+    two = replace(
+        images, pixels=images.pixels[[0, 95]].repeat(12, 1, 1, 1), labels=images.labels[:24]
+    )
+    with pytest.raises(DataError, match="three groups"):
+        OverwriteTask(encoder, given=Given(two, 0, None, config()))
