@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ssl_wm.bench.detection_cells import kept
+from ssl_wm.bench.robustness_judge import Judge, concluded
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import (
     CONTROL,
@@ -29,8 +30,6 @@ from ssl_wm.bench.robustness_plan import (
     missing_images,
 )
 from ssl_wm.bench.robustness_rows import summary
-from ssl_wm.calibration.calibrate import key_p_values
-from ssl_wm.calibration.fresh import fresh_triples, places_among
 from ssl_wm.console import say
 from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.embeddings import embed
@@ -39,19 +38,12 @@ from ssl_wm.errors import OutputError, SslWmError, VerificationError
 from ssl_wm.files import plain, write_json
 from ssl_wm.removal.remove import REMOVALS, parts_of, remove
 from ssl_wm.rng import torch_stream
-from ssl_wm.verification.answers import ask
 from ssl_wm.verification.knn import knn_predict
-from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.probe import fit_probe
-from ssl_wm.verification.readings import Margins, read_margins, read_rates
-from ssl_wm.verification.statistics import draw_joint_keys, null_centred
-from ssl_wm.verification.verdict import Verdict
-from ssl_wm.verification.verify import affordable, digest, judge
+from ssl_wm.verification.verify import digest
 from ssl_wm.versions import versions
 
 Facts = dict[str, Any]
-MOST_DRAWS = 199_999
-"""Random joint keys behind the p-values of the fresh keys on the control, at most."""
 
 
 class RobustnessBench:
@@ -67,7 +59,7 @@ class RobustnessBench:
         self.config, self.opened, self.out = config, opened, out
         self.skipped = missing_images(config)
         self.cells = expand(config, skipped=self.skipped)
-        self.verify = affordable(config.verify, opened.key)
+        self.judge = Judge(config, opened=opened)
         train = opened.images.train
         self.thief = _some(train, config.thief_limit, config.seed, "thief")
         self.fitted = _some(train, config.utility_limit, config.seed, "utility")
@@ -91,16 +83,16 @@ class RobustnessBench:
         done: dict[Cell, Facts] = {}
         for cell in self.cells:
             facts = kept(cell.path(self.out), self.identity(cell))
-            if facts is not None:
+            if facts is not None and self.judge.is_final(facts):
                 done[cell] = facts
         for number, cell in enumerate(self.cells, start=1):
             is_new = cell not in done
             if is_new:
                 done[cell] = self._run(cell)
                 told = f"{number} of {len(self.cells)}, {cell.name}"
-                say(f"{told}: {_told(done[cell])}")
+                say(f"{told}: {_told(self._concluded(done[cell]))}")
             if cell.attempt == UNTOUCHED:
-                _refuse_undecided(done[cell])
+                _refuse_undecided(self._concluded(done[cell]))
             if is_new:
                 so_far = self._write(done)
                 if after is not None:
@@ -111,7 +103,11 @@ class RobustnessBench:
         """Write and return the result of the cells so far."""
         config = self.config
         begun = {cell.encoder for cell in done if cell.attempt == UNTOUCHED}
-        ordered = {c: done[c] for c in self.cells if c in done and c.encoder in begun}
+        ordered = {
+            cell: self._concluded(done[cell])
+            for cell in self.cells
+            if cell in done and cell.encoder in begun
+        }
         result = plain({
             "title": config.title, "left": len(self.cells) - len(ordered),
             **summary(ordered, config=config), "skipped": self.skipped, "versions": versions(),
@@ -120,6 +116,9 @@ class RobustnessBench:
         })  # fmt: skip
         write_json(self.out / "result.json", result)
         return dict(result)
+
+    def _concluded(self, facts: Facts) -> Facts:
+        return concluded(facts, confirm=self.config.confirm is not None)
 
     @cached_property
     def common(self) -> Facts:
@@ -130,7 +129,7 @@ class RobustnessBench:
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
             "key": f"{opened.key.commitment}/{opened.key.beacon}",
             "nulls": [digest(null) or spec for spec, null in opened.nulls.items()],
-            "verify": self.verify.model_dump(mode="json"), "seed": config.seed,
+            "verify": self.judge.first.model_dump(mode="json"), "seed": config.seed,
             "utility_limit": config.utility_limit, "neighbours": config.neighbours,
         }  # fmt: skip
 
@@ -164,7 +163,7 @@ class RobustnessBench:
         try:
             encoder = self._attempt(cell)
             seconds["attempt"] = time.perf_counter() - began
-            facts |= self._judge(cell, encoder)
+            facts |= self.judge(encoder, cell=cell)
             seconds["verify"] = time.perf_counter() - began - sum(seconds.values())
             facts |= self._utility(encoder)
             seconds["utility"] = time.perf_counter() - began - sum(seconds.values())
@@ -187,53 +186,9 @@ class RobustnessBench:
             seed=cell.seed(self.config.seed), config=self.config.removal,
         )  # fmt: skip
 
-    @cached_property
-    def _known(self) -> list[Margins]:
-        """Margins of the null encoders, read once."""
-        key, images, read = self.opened.key, self.opened.images, self.verify.read
-        return [
-            read_margins(ask(null, key, images, config=read), key, config=read)
-            for null in self.opened.nulls.values()
-        ]
-
-    def _nulls_for(self, name: str) -> list[Margins]:
-        """Return the nulls' margins; without an encoder's own where there are others."""
-        encoder = {name: self.opened.encoders[name]}
-        own = places_among(encoder, list(self.opened.nulls.values()))[name]
-        if own is None or len(self._known) == 1:
-            return self._known
-        return [each for place, each in enumerate(self._known) if place != own]
-
-    def _judge(self, cell: Cell, encoder: Encoder) -> Facts:
-        key, read = self.opened.key, self.verify.read
-        answers = ask(encoder, key, self.opened.images, config=read)
-        margins = read_margins(answers, key, config=read)
-        rates = read_rates(answers, key, config=read)
-        nulls = self._nulls_for(cell.encoder)
-        verdict = judge(margins, nulls=nulls, rates=rates, key=key, config=self.verify, facts={})
-        facts = {"verdict": _kept_of(verdict)}
-        if cell.encoder == CONTROL and self.config.control_keys:
-            facts["fresh"] = self._fresh(cell, margins, nulls, alpha=verdict.alpha)
-        return facts
-
-    def _fresh(self, cell: Cell, margins: Margins, nulls: list[Margins], *, alpha: float) -> Facts:
-        """Return how many fresh random keys, drawn for this cell alone, are found."""
-        key, count = self.opened.key, self.config.control_keys
-        statistics = null_centred(
-            contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls])
-        )
-        triples = fresh_triples(key, cell.seed(self.config.seed), "control", count=count)
-        p_values = key_p_values(statistics, triples, drawn=self._drawn)
-        return {"keys": count, "detected": int((p_values <= alpha).sum())}
-
-    @cached_property
-    def _drawn(self) -> np.ndarray:
-        key, draws = self.opened.key, min(self.verify.draws, MOST_DRAWS)
-        return draw_joint_keys(len(key.groups), sub_keys=len(key.sub_keys), draws=draws, seed=0)
-
     def _utility(self, encoder: Encoder) -> Facts:
         """Return accuracies of both readers and which test images they get right."""
-        precision, test = self.verify.read.precision, self.opened.images.test
+        precision, test = self.judge.first.read.precision, self.opened.images.test
         z, z_test = (embed(encoder, part, precision=precision) for part in (self.fitted, test))
         labels = self.fitted.labels
         said = {
@@ -265,16 +220,6 @@ def _some(images: ImageSet, limit: int | None, seed: int, purpose: str) -> Image
     return images.subset(order[:limit].sort().values)
 
 
-def _kept_of(verdict: Verdict) -> Facts:
-    subs = verdict.sub_keys
-    return {
-        "decision": verdict.decision, "p_value": verdict.p_value, "alpha": verdict.alpha,
-        "smallest_p": verdict.smallest_p, "statistic": verdict.position, "wsr": verdict.wsr,
-        "wfpr": verdict.wfpr, "reader": verdict.reader, "reason": verdict.reason,
-        "margin": float(np.mean([sub.margin - sub.null_margin for sub in subs])),
-    }  # fmt: skip
-
-
 def _refuse_undecided(facts: Facts) -> None:
     """Do nothing where the untouched encoder could be read and judged.
 
@@ -291,7 +236,8 @@ def _refuse_undecided(facts: Facts) -> None:
 def _told(facts: Facts) -> str:
     if "error" in facts:
         return f"failed: {facts['error']}"
+    again = " (read again)" if facts["verdict"]["readings"] > 1 else ""
     return (
-        f"p = {facts['verdict']['p_value']:.2g}, linear {100 * facts['utility']['linear']:.1f} %, "
-        f"{facts['seconds']['all']:.1f} s"
+        f"p = {facts['verdict']['p_value']:.2g}{again}, "
+        f"linear {100 * facts['utility']['linear']:.1f} %, {facts['seconds']['all']:.1f} s"
     )

@@ -17,7 +17,7 @@ from ssl_wm.files import sha256_bytes
 from ssl_wm.removal.remove import REMOVALS, RemovalConfig, checked, parts_of
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.settings import FitConfig
-from ssl_wm.verification.settings import VerifyConfig
+from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 
 CONTROL = "clean"
 """Name of the control among the encoders."""
@@ -58,6 +58,8 @@ class RobustnessConfig(BaseModel):
             leaves them out.
         removal: settings of attempts that train or look at images.
         verify: how results are judged.
+        confirm: a longer reading of what the first one does not detect; the two share alpha
+            (``robustness_judge``). None: every result is read once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -83,6 +85,7 @@ class RobustnessConfig(BaseModel):
         fit=FitConfig(epochs=5, batch_size=64, weight_decay=0.0, warmup_steps=10)
     )
     verify: VerifyConfig = VerifyConfig()
+    confirm: ReadConfig | None = None
 
     @field_validator("attempts", mode="after")
     @classmethod
@@ -102,6 +105,11 @@ class RobustnessConfig(BaseModel):
                 )
         if self.verify.access != "embeddings":
             raise ValueError("attempts are judged by embeddings; leave verify: access: out")
+        if self.confirm is not None and self.confirm.per_pair <= self.verify.read.per_pair:
+            raise ValueError(
+                f"confirm: is a longer reading than verify: read:, with more than per_pair "
+                f"{self.verify.read.per_pair}; got {self.confirm.per_pair}"
+            )
         for name, values in self.strengths.items():
             if name not in self.attempts:
                 raise ValueError(f"there are strengths for '{name}', which is no attempt here")

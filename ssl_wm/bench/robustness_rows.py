@@ -20,7 +20,8 @@ def summary(done: Mapping[Cell, Facts], *, config: RobustnessConfig) -> Facts:
 
     Returns:
         ``untouched`` (by encoder), ``rows`` (in the cells' order), ``frontier`` (those that beat
-        the bar first), ``winners`` (their names), ``control`` and ``failed``.
+        the bar first), ``winners`` (their names), ``control``, ``again`` (what was read twice) and
+        ``failed``.
     """
     before = {cell.encoder: facts for cell, facts in done.items() if cell.attempt == UNTOUCHED}
     rows = [
@@ -40,7 +41,8 @@ def summary(done: Mapping[Cell, Facts], *, config: RobustnessConfig) -> Facts:
             name: {**facts["utility"], **facts["verdict"]} for name, facts in before.items()
         },
         "winners": winners(fronts), "frontier": [asdict(front) for front in fronts],
-        "control": control(done, alpha=alpha), "rows": rows,
+        "control": control(done, alpha=alpha), "again": again(rows, config, alpha=alpha),
+        "rows": rows,
         "failed": [
             {**facts["cell"], "error": facts["error"]}
             for facts in done.values()
@@ -68,6 +70,19 @@ def point_of(row: Facts, reader: str) -> Point:
         row["encoder"], row["attempt"], tuple(row["strengths"]), row[f"{reader}_loss"],
         row["p_value"], (low, high),
     )  # fmt: skip
+
+
+def again(rows: Sequence[Facts], config: RobustnessConfig, *, alpha: float) -> Facts | None:
+    """Return how many results were read twice, the control's left out; None where none may be."""
+    if config.confirm is None:
+        return None
+    marked = [row for row in rows if row["encoder"] != CONTROL]
+    twice = [row for row in marked if row["readings"] > 1]
+    return {
+        "per_pair": [config.verify.read.per_pair, config.confirm.per_pair],
+        "results": len(twice), "of": len(marked),
+        "detected": sum(row["p_value"] <= alpha for row in twice),
+    }  # fmt: skip
 
 
 def control(done: Mapping[Cell, Facts], *, alpha: float) -> Facts:

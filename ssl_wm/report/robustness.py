@@ -21,7 +21,7 @@ HEADS = (
 )  # fmt: skip
 ROW_HEADS = (
     "encoder", "attempt", "strength", "p", "statistic", "WSR %", "WFPR %", "linear %", "loss",
-    "kNN %", "kNN loss", "s",
+    "kNN %", "kNN loss", "readings", "s",
 )  # fmt: skip
 
 
@@ -76,6 +76,8 @@ def summary_lines(result: Result) -> list[str]:
     ]  # fmt: skip
     if unmarked:
         lines.append(f"not detected before any attempt: {listing(unmarked)}")
+    if result["again"] is not None:
+        lines.append(_again_line(result["again"]))
     for what, told in (("the owner's key", "own"), ("fresh random keys", "fresh")):
         rate = result["control"][told]
         if rate is not None:
@@ -86,6 +88,15 @@ def summary_lines(result: Result) -> list[str]:
         lines.append(f"{len(result['failed'])} cells failed; result.json says why")
     lines += [f"{name} was left out: it {why}" for name, why in result["skipped"].items()]
     return [printable(line) for line in lines]
+
+
+def _again_line(again: Result) -> str:
+    first, second = again["per_pair"]
+    return (
+        f"{again['results']} of {again['of']} results were read again, with {second} composites a "
+        f"pair in place of {first}, as the first reading missed the mark: {again['detected']} of "
+        "them are detected (the two readings share alpha, and p is divided by its share)"
+    )
 
 
 def _rate_line(rate: Result, what: str, *, alpha: float) -> str:
@@ -121,7 +132,8 @@ def robustness_markdown(result: Result) -> str:
             strength_text(row["strengths"]), p_text(row["p_value"]), decimal(row["statistic"]),
             percent(row["wsr"]), percent(row["wfpr"]), percent(row["linear"]),
             _loss(row["linear_loss"], row["linear_loss_interval"]), percent(row["knn"]),
-            _loss(row["knn_loss"], row["knn_loss_interval"]), f"{row['seconds']['all']:.1f}",
+            _loss(row["knn_loss"], row["knn_loss_interval"]), str(row["readings"]),
+            f"{row['seconds']['all']:.1f}",
         ]
         for row in result["rows"]
     ]  # fmt: skip

@@ -1,0 +1,190 @@
+"""How the result of an attempt is judged: by one reading, or by a longer one where that misses.
+
+A short reading makes hundreds of results affordable, and misses marks that are half gone. With
+``confirm`` a result that it does not detect is read again, longer, before it counts as lost. Two
+readings are two chances to accuse, so they share alpha (Bonferroni): the first may spend ``FIRST``
+of it, the second the rest. Divided by its share, the p-value of the reading that decides is held
+against alpha itself.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_wm.bench.robustness_open import Opened
+from ssl_wm.bench.robustness_plan import CONTROL, Cell, RobustnessConfig
+from ssl_wm.calibration.calibrate import key_p_values
+from ssl_wm.calibration.fresh import fresh_triples, places_among
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.files import plain
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.readings import Margins, read_margins, read_rates
+from ssl_wm.verification.settings import ReadConfig, VerifyConfig
+from ssl_wm.verification.statistics import draw_joint_keys, null_centred
+from ssl_wm.verification.verdict import Verdict, decide
+from ssl_wm.verification.verify import affordable, judge
+
+Facts = dict[str, Any]
+FIRST = 0.1
+"""Share of alpha that the first of two readings may spend."""
+MOST_DRAWS = 199_999
+"""Random joint keys behind the p-values of the fresh keys on the control, at most."""
+
+
+class Judge:
+    """Reads and judges results with the owner's key; every null encoder is read once a reading.
+
+    Args:
+        config: the benchmark's settings.
+        opened: the key, its images and the null encoders.
+
+    Raises:
+        VerificationError: the key needs more queries than ``verify.max_queries`` allows.
+    """
+
+    def __init__(self, config: RobustnessConfig, *, opened: Opened) -> None:
+        self.opened, self.seed, self.control_keys = opened, config.seed, config.control_keys
+        self.first = affordable(config.verify, opened.key)
+        self.second: VerifyConfig | None = None
+        if config.confirm is not None:
+            longer = config.verify.model_copy(update={"read": config.confirm})
+            self.second = affordable(longer, opened.key)
+        self._known: dict[ReadConfig, list[Margins]] = {}
+
+    def __call__(self, encoder: Encoder, *, cell: Cell) -> Facts:
+        """Return ``verdict`` and, of the control, ``fresh``; of a second reading ``second``.
+
+        ``fresh`` counts the fresh random keys, drawn for this cell alone, that are found.
+        """
+        verdict, fresh = self._read(encoder, cell, self.first)
+        facts: Facts = {"verdict": verdict}
+        alpha = verdict["alpha"]
+        if fresh is not None:
+            facts["fresh"] = _counted(fresh <= alpha)
+        if self.second is not None and self._wants_more(facts):
+            verdict, again = self._read(encoder, cell, self.second)
+            facts["second"] = {"read": self._read_facts(), "verdict": verdict}
+            if fresh is not None and again is not None:
+                either = (fresh <= FIRST * alpha) | (again <= (1 - FIRST) * alpha)
+                facts["second"]["fresh"] = _counted(either)
+        return facts
+
+    def is_final(self, facts: Facts) -> bool:
+        """Return whether a kept cell was read as often, and as long, as the settings ask."""
+        if self.second is None or not self._wants_more(facts):
+            return True
+        return "second" in facts and facts["second"]["read"] == self._read_facts()
+
+    def _wants_more(self, facts: Facts) -> bool:
+        return "fresh" in facts or not _decides(facts["verdict"])
+
+    def _read_facts(self) -> Facts | None:
+        return None if self.second is None else dict(plain(self.second.read.model_dump()))
+
+    def _read(
+        self, encoder: Encoder, cell: Cell, config: VerifyConfig
+    ) -> tuple[Facts, np.ndarray | None]:
+        """Return the verdict of one reading and the p-values of the fresh keys (control only)."""
+        key, read = self.opened.key, config.read
+        answers = ask(encoder, key, self.opened.images, config=read)
+        margins = read_margins(answers, key, config=read)
+        rates = read_rates(answers, key, config=read)
+        nulls = self._nulls_for(cell.encoder, read)
+        verdict = judge(margins, nulls=nulls, rates=rates, key=key, config=config, facts={})
+        has_fresh = cell.encoder == CONTROL and self.control_keys
+        return _kept_of(verdict), self._fresh(cell, margins, nulls) if has_fresh else None
+
+    def _nulls_for(self, name: str, read: ReadConfig) -> list[Margins]:
+        """Return the nulls' margins; without an encoder's own where there are others."""
+        key, images = self.opened.key, self.opened.images
+        if read not in self._known:
+            self._known[read] = [
+                read_margins(ask(null, key, images, config=read), key, config=read)
+                for null in self.opened.nulls.values()
+            ]
+        known = self._known[read]
+        encoder = {name: self.opened.encoders[name]}
+        own = places_among(encoder, list(self.opened.nulls.values()))[name]
+        if own is None or len(known) == 1:
+            return known
+        return [each for place, each in enumerate(known) if place != own]
+
+    def _fresh(self, cell: Cell, margins: Margins, nulls: list[Margins]) -> np.ndarray:
+        key = self.opened.key
+        statistics = null_centred(
+            contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls])
+        )
+        triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
+        return key_p_values(statistics, triples, drawn=self._drawn)
+
+    @cached_property
+    def _drawn(self) -> np.ndarray:
+        key, draws = self.opened.key, min(self.first.draws, MOST_DRAWS)
+        return draw_joint_keys(len(key.groups), sub_keys=len(key.sub_keys), draws=draws, seed=0)
+
+
+def concluded(facts: Facts, *, confirm: bool) -> Facts:
+    """Return a cell's facts with the verdict that its readings come to.
+
+    Args:
+        facts: a cell's, as ``Judge`` left them, or those of one that failed.
+        confirm: whether a miss is read again. Without, the first reading counts, with all alpha.
+
+    Returns:
+        The facts; their ``verdict`` tells the ``readings`` (1 or 2) too, and ``fresh`` is by the
+        same rule.
+
+    >>> def told(first, second):
+    ...     one, two = ({"p_value": p, "smallest_p": 1e-6, "alpha": 0.01} for p in (first, second))
+    ...     facts = concluded({"verdict": one, "second": {"verdict": two}}, confirm=True)
+    ...     return [facts["verdict"][name] for name in ("decision", "readings", "p_value")]
+    >>> told(0.0005, 0.2), told(0.2, 0.00225), told(0.002, 0.2)[0]
+    (['detected', 1, 0.005], ['detected', 2, 0.0025], 'not_detected')
+    """
+    if "error" in facts:
+        return facts
+    first, second = facts["verdict"], facts.get("second")
+    if not confirm:
+        return {**facts, "verdict": {**first, "readings": 1}}
+    told = dict(facts)
+    if second is not None and "fresh" in second:
+        told["fresh"] = second["fresh"]
+    if second is None or _decides(first):
+        told["verdict"] = _shared(first, FIRST, readings=1)
+    else:
+        told["verdict"] = _shared(second["verdict"], 1 - FIRST, readings=2)
+    return told
+
+
+def _shared(verdict: Facts, share: float, *, readings: int) -> Facts:
+    """Return a verdict that may spend a share of alpha: its p-value divided by the share."""
+    p_value, smallest = (min(1.0, verdict[name] / share) for name in ("p_value", "smallest_p"))
+    decision, reason = decide(p_value, smallest=smallest, alpha=verdict["alpha"])
+    return {
+        **verdict, "p_value": p_value, "smallest_p": smallest, "decision": decision,
+        "reason": reason, "readings": readings,
+    }  # fmt: skip
+
+
+def _decides(first: Facts) -> bool:
+    """Return whether a first reading detects within its share of alpha."""
+    return bool(first["p_value"] <= FIRST * first["alpha"])
+
+
+def _counted(found: np.ndarray) -> Facts:
+    return {"keys": len(found), "detected": int(found.sum())}
+
+
+def _kept_of(verdict: Verdict) -> Facts:
+    subs = verdict.sub_keys
+    return {
+        "decision": verdict.decision, "p_value": verdict.p_value, "alpha": verdict.alpha,
+        "smallest_p": verdict.smallest_p, "statistic": verdict.position, "wsr": verdict.wsr,
+        "wfpr": verdict.wfpr, "reader": verdict.reader, "reason": verdict.reason,
+        "margin": float(np.mean([sub.margin - sub.null_margin for sub in subs])),
+    }  # fmt: skip
