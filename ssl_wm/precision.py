@@ -59,11 +59,11 @@ def settled_fit(precision: FitPrecision) -> FitPrecision:
     """
     if precision != "auto":
         return precision
-    return "bf16-mixed" if fast_bfloat16(training_device()) else "32-true"
+    return "bf16-mixed" if fast_bfloat16(main_device()) else "32-true"
 
 
-def training_device() -> torch.device:
-    """Return where the training loop runs: on an accelerator, or where there is none on the CPU."""
+def main_device() -> torch.device:
+    """Return where networks run: on an accelerator, or where there is none on the CPU."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if found is None else found
 

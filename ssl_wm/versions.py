@@ -8,7 +8,7 @@ from importlib import metadata
 import torch
 
 import ssl_wm
-from ssl_wm.precision import fast_bfloat16, training_device
+from ssl_wm.precision import fast_bfloat16, main_device
 
 
 def versions() -> dict[str, str]:
@@ -20,6 +20,6 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         **{name: metadata.version(name) for name in libraries},
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "bfloat16": "in hardware" if fast_bfloat16(training_device()) else "imitated",
+        "bfloat16": "in hardware" if fast_bfloat16(main_device()) else "imitated",
         "threads": str(torch.get_num_threads()),
     }

@@ -20,7 +20,7 @@ PIXELS = torch.arange(4 * 3 * 16 * 16).remainder(255).to(torch.uint8).view(4, 3,
 def fast(request, monkeypatch):
     monkeypatch.setattr(precision, "matrix_unit", lambda: request.param)
     monkeypatch.setattr(precision, "_cpu_has", lambda name: False)
-    monkeypatch.setattr(precision, "training_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(precision, "main_device", lambda: torch.device("cpu"))
     return request.param
 
 

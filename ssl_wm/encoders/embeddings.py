@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import wrap
-from ssl_wm.encoders.properties import encoder_digest, eval_mode, tensor_bytes
+from ssl_wm.encoders.properties import at_work, encoder_digest, tensor_bytes, working_device
 from ssl_wm.errors import DataError, EncoderError, choose
 from ssl_wm.files import canonical_json, read_tensors, sha256_bytes, write_tensors
 from ssl_wm.precision import Precision, lowered, settled
@@ -33,8 +33,8 @@ def embed(
 ) -> Tensor:
     """Return the embeddings (N, D) of ``images``, float32, on the CPU, in order.
 
-    The encoder runs in eval mode on its own device and gets its mode back afterwards; its
-    weights and buffers do not change.
+    The encoder runs in eval mode, on the accelerator where there is one (``at_work``), and gets
+    its mode and its place back afterwards; its weights and buffers do not change.
 
     Args:
         encoder: an encoder, a module or a function (wrapped by ``load.wrap``).
@@ -60,14 +60,12 @@ def embed(
     if total == 0:
         raise DataError("there are no images to embed; give at least one")
     wrapped = wrap(encoder)
-    device = wrapped.mean.device
     result: Tensor | None = None
     images_differ, first, start = False, None, 0
-    with eval_mode(wrapped):
+    with at_work(wrapped):
         for batch in _batches(images, batch_size):
             _check_range(batch, start)
-            with torch.inference_mode(), lowered(precision, device=device):
-                rows = wrapped(batch.to(device, non_blocking=True)).cpu()
+            rows = embed_batch(wrapped, batch, precision=precision)
             if result is None:
                 result = torch.empty(total, rows.shape[1])
             _check_rows(rows, start=start, width=result.shape[1])
@@ -85,6 +83,17 @@ def embed(
             "same; train it again or load another checkpoint"
         )
     return result
+
+
+def embed_batch(encoder: Encoder, batch: Tensor, *, precision: Precision) -> Tensor:
+    """Return the embeddings (B, D) of one batch (B, 3, H, W), float32, on the CPU, unchecked.
+
+    The caller holds the encoder ``at_work``.
+    """
+    device = encoder.mean.device
+    with torch.inference_mode(), lowered(precision, device=device):
+        rows: Tensor = encoder(batch.to(device, non_blocking=True))
+        return rows.float().cpu()
 
 
 def fingerprint(images: ImageSet | Tensor) -> str:
@@ -140,7 +149,7 @@ class EmbeddingCache:
         """Return the file that answers this question; None for an encoder of arch "custom"."""
         if encoder.arch == "custom":
             return None
-        chosen = settled(precision, device=encoder.mean.device)
+        chosen = settled(precision, device=working_device(encoder))
         parts = [encoder.arch, encoder_digest(encoder), fingerprint(images), chosen]
         return self.folder / f"{sha256_bytes(canonical_json(parts))}.safetensors"
 

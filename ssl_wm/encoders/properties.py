@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.errors import EncoderError
 from ssl_wm.files import canonical_json
+from ssl_wm.precision import main_device
 
 
 @contextmanager
@@ -29,6 +30,32 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+@contextmanager
+def at_work(encoder: Encoder) -> Iterator[torch.device]:
+    """Hold ``encoder`` in eval mode where it works fastest, and yield that device.
+
+    Afterwards it lies where it lay before and every submodule has the mode it had.
+    """
+    before, device = encoder.mean.device, working_device(encoder)
+    with eval_mode(encoder):
+        encoder.to(device)
+        try:
+            yield device
+        finally:
+            encoder.to(before)
+
+
+def working_device(encoder: Encoder) -> torch.device:
+    """Return where ``encoder`` works fastest: on the accelerator, where there is one.
+
+    It stays where it is if somebody has put it on a device, has no weights, or its architecture
+    is "custom", as its code may name a device.
+    """
+    own = encoder.mean.device
+    stays = encoder.arch == "custom" or next(encoder.backbone.parameters(), None) is None
+    return own if stays or own.type != "cpu" else main_device()
 
 
 def width_of(encoder: Encoder, image_size: int | None = None) -> int:

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_wm.encoders.embeddings import embed_batch
+from ssl_wm.encoders.properties import at_work
 from ssl_wm.errors import SslWmError, VerificationError
 from ssl_wm.evidence.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
 from ssl_wm.evidence.check import CheckResult, check
 from ssl_wm.evidence.manifest import DAMAGE, one_line
 from ssl_wm.rng import torch_stream
-from ssl_wm.verification.answers import BATCH, _embed, as_labels, ask
+from ssl_wm.verification.answers import BATCH, as_labels, ask
 from ssl_wm.verification.questions import REFERENCE, question_names, render
 from ssl_wm.verification.verify import digest, read_nulls
 
@@ -120,7 +122,10 @@ def _other_answers(
             order = torch.randperm(len(stored), generator=torch_stream(seed, name))
             rows = order[: max(sample, 2)].sort().values
             taken = _taken(render(name, key, images, config=read), rows)
-            z = torch.cat([_embed(suspect, some, precision=read.precision) for some in taken])
+            with at_work(suspect):
+                z = torch.cat([
+                    embed_batch(suspect, some, precision=read.precision) for some in taken
+                ])  # fmt: skip
             z = F.one_hot(z.argmax(dim=1), z.shape[1]).float() if labels else z
         if z.shape[1] != stored.shape[1]:
             told = f"the suspect at hand answers {z.shape[1]} numbers, stored are {stored.shape[1]}"

@@ -22,6 +22,7 @@ from ssl_wm.data.order import Place
 from ssl_wm.errors import TrainingError
 from ssl_wm.files import write_text
 from ssl_wm.processes import place
+from ssl_wm.training.accumulation import in_parts
 from ssl_wm.training.checkpoint import (
     Checkpoint,
     drop_checkpoint,
@@ -184,11 +185,12 @@ def _epoch(
             torch.compiler.cudagraph_mark_step_begin()
         task.place = Place(epoch, step, rank, world)
         box = _Box({name: fabric.to_device(value) for name, value in batch.items()})
-        with work_shared(task, shares=task.shares), running(faster):
-            losses = module(box)
-        shown = losses_over_processes(losses)
-        guard.see(shown, epoch=epoch, step=step)
-        fabric.backward(losses["loss"])
+        with running(faster):  # over the backward pass too, which may compute parts once more
+            with in_parts(task, parts=config.accumulate), work_shared(task, shares=task.shares):
+                losses = module(box)
+            shown = losses_over_processes(losses)
+            guard.see(shown, epoch=epoch, step=step)
+            fabric.backward(losses["loss"])
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         task.after_step(progress=(position + 1) / total)

@@ -11,6 +11,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from ssl_wm.precision import FitPrecision, settled_fit
@@ -34,6 +35,9 @@ class FitConfig(BaseModel):
         compile: compile the trained encoders (``torch.compile``), for one process. It takes half a
             minute, then steps are faster by a tenth to a quarter; see docs/scaling.md. "graphs"
             also replays them as CUDA graphs, which saves a GPU the launches of small networks.
+        accumulate: parts in which a batch (a process's share of it) goes through the encoders, one
+            after the other, so that their activations are held for one part at a time; the loss is
+            that of the whole batch (``accumulation``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,11 +51,21 @@ class FitConfig(BaseModel):
     precision: FitPrecision = Field("auto", validate_default=True)
     devices: int = Field(1, ge=1)
     compile: bool | Literal["graphs"] = False
+    accumulate: int = Field(1, ge=1)
 
     @field_validator("precision")
     @classmethod
     def _settled(cls, precision: FitPrecision) -> FitPrecision:
         return settled_fit(precision)
+
+    @model_validator(mode="after")
+    def _fits(self) -> FitConfig:
+        if self.batch_size < 2 * self.accumulate:
+            raise ValueError(
+                f"a batch of {self.batch_size} images has no {self.accumulate} parts of two images "
+                "or more; lower accumulate or raise batch_size"
+            )
+        return self
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -59,4 +73,6 @@ class FitConfig(BaseModel):
         told: dict[str, Any] = handler(self)
         if not self.compile:
             told.pop("compile", None)
+        if self.accumulate == 1:
+            told.pop("accumulate", None)
         return told

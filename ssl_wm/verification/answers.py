@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.console import progress
-from ssl_wm.encoders.load import eval_mode, wrap
+from ssl_wm.encoders.embeddings import embed_batch
+from ssl_wm.encoders.load import wrap
+from ssl_wm.encoders.properties import at_work
 from ssl_wm.errors import EncoderError
-from ssl_wm.precision import Precision, lowered
 from ssl_wm.verification.probe import fit_sealed_probe
 from ssl_wm.verification.questions import REFERENCE, question_size, render
 
@@ -45,10 +46,11 @@ def ask(encoder: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -
         if name == REFERENCE and REFERENCE in kept:
             return kept[REFERENCE]
         parts = []
-        with progress(f"asking: {name}", total=question_size(name, key, config=config)) as advance:
+        total = question_size(name, key, config=config)
+        with progress(f"asking: {name}", total=total) as advance, at_work(wrapped):
             for block in render(name, key, images, config=config):
                 for batch in block.split(BATCH):
-                    rows = _embed(encoder, batch, precision=config.precision)
+                    rows = embed_batch(wrapped, batch, precision=config.precision)
                     _check_rows(rows, name=name, widths=widths)
                     parts.append(rows)
                     advance(len(batch))
@@ -62,6 +64,7 @@ def ask(encoder: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -
             kept[REFERENCE] = z
         return z
 
+    wrapped = wrap(encoder)
     kept: dict[str, Tensor] = {}
     widths: set[int] = set()
     return answer
@@ -107,15 +110,6 @@ def through_labels(null: Answers, *, suspect: Answers) -> Answers:
         return F.one_hot(probe.predict(null(name)), wanted.shape[1]).float()
 
     return answer
-
-
-@torch.no_grad()
-def _embed(encoder: Encoder, batch: Tensor, *, precision: Precision) -> Tensor:
-    wrapped = wrap(encoder)
-    device = wrapped.mean.device
-    with eval_mode(wrapped), lowered(precision, device=device):
-        z: Tensor = wrapped(batch.to(device)).float().cpu()
-    return z
 
 
 def _check_rows(rows: Tensor, *, name: str, widths: set[int]) -> None:

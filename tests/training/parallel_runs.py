@@ -20,7 +20,8 @@ from ssl_wm.extraction.steal import StealConfig, steal
 from ssl_wm.processes import place
 from ssl_wm.training.loop import fit
 from ssl_wm.training.norms import GatheredNorms
-from ssl_wm.training.pretrain import PretrainConfig, pretrain
+from ssl_wm.training.objectives import OBJECTIVES as OBJECTIVES_BY_NAME
+from ssl_wm.training.pretrain import PretrainConfig, PretrainTask, pretrain
 from ssl_wm.training.settings import FitConfig
 from ssl_wm.training.task import Task
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
@@ -47,6 +48,19 @@ def run(case: str, folder: Path, *, fit: FitConfig = FIT) -> tuple[Encoder, list
     theft = StealConfig(attack=case, arch="convnet-xs", fit=fit, budget=107)
     done = steal(trained_encoder(), images=images.train, config=theft, folder=place)
     return done.surrogate, done.metrics
+
+
+def in_parts(norm: str, *, parts: int) -> tuple[Encoder, list[dict]]:
+    """Return SimCLR of a small network whose batches go through it in ``parts``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        middle = nn.BatchNorm2d(6) if norm == "batches" else nn.GroupNorm(2, 6)
+        layers = (nn.Conv2d(3, 6, 3), middle, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+        encoder = Encoder(nn.Sequential(*layers))
+        heads = OBJECTIVES_BY_NAME["simclr"](encoder, width=24)
+    config = PretrainConfig(fit=FIT.model_copy(update={"accumulate": parts}))
+    task = PretrainTask(encoder, heads, make_images().train, config=config)
+    return encoder, fit(task, config=config.fit, title="x")
 
 
 class Faulty(Task):
@@ -93,6 +107,9 @@ def main(folder: Path, cases: list[str]) -> None:
     for case in cases:
         encoder, lines = run(case, folder)
         told[case] = {"state": encoder.state_dict(), "lines": json.dumps(lines)}
+    for norm in ("batches", "groups"):
+        encoder, lines = in_parts(norm, parts=2)
+        told[f"in parts, {norm}"] = {"state": encoder.state_dict(), "lines": json.dumps(lines)}
     with GatheredNorms():
         rows = slice(0, 3) if rank == 0 else slice(3, 7)
         told["norms"] = {kind: normed(kind, rows) for kind in ("flat", "maps", "plain")}

@@ -36,6 +36,7 @@ spec.loader.exec_module(runs)
 
 LOSS = 1e-5  # largest difference of a logged loss, which is of the order of 1
 WEIGHTS = 1e-5  # and of a weight or running statistic
+FIT_STEPS = 4  # of an epoch: 192 images in batches of 48
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parents[2]), "OMP_NUM_THREADS": "1"}
 
 
@@ -78,6 +79,27 @@ def test_two_processes_have_the_losses_and_weights_of_one(case, two, tmp_path):
     for name, value in state.items():
         assert torch.equal(seen[0]["state"][name], seen[1]["state"][name]), name
         torch.testing.assert_close(seen[0]["state"][name], value, atol=WEIGHTS, rtol=1e-4)
+
+
+def test_two_processes_in_two_parts_each_are_one_process_at_once_where_images_do_not_meet(two):
+    encoder, lines = runs.in_parts("groups", parts=1)
+    seen = [process["in parts, groups"] for process in two]
+    for line, other in zip(lines, json.loads(seen[0]["lines"]), strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], abs=LOSS)
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(seen[0]["state"][name], seen[1]["state"][name]), name
+        torch.testing.assert_close(seen[0]["state"][name], value, atol=WEIGHTS, rtol=1e-4)
+
+
+def test_batch_norm_of_a_part_is_that_of_all_processes_parts(two):
+    seen = [process["in parts, batches"]["state"] for process in two]
+    alone = runs.in_parts("batches", parts=2)[0].state_dict()
+    for name, value in alone.items():
+        assert torch.equal(seen[0][name], seen[1][name]), name
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(seen[0][name], value, atol=0.02, rtol=0.02)
+    steps = 2 * FIT_STEPS
+    assert seen[0]["backbone.1.num_batches_tracked"] == 2 * 2 * steps  # views, parts
 
 
 @pytest.mark.parametrize("kind", ["flat", "maps", "plain"])

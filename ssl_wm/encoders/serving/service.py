@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.encoders.properties import encoder_digest, width_of
+from ssl_wm.encoders.properties import encoder_digest, width_of, working_device
 from ssl_wm.encoders.serving.accounts import Account, Accounts
 from ssl_wm.encoders.serving.batching import Batcher
 from ssl_wm.encoders.serving.bodies import Buffered
@@ -29,7 +29,7 @@ class Service:
     """One encoder, its customers and its limits.
 
     Args:
-        encoder: what is served, in eval mode on its own device.
+        encoder: what is served; put into eval mode, and on the accelerator where there is one.
         config: limits and defences.
         accounts: the customers.
         secret: 32 bytes that noise and the accounts' maps are drawn from.
@@ -41,6 +41,7 @@ class Service:
     def __init__(
         self, encoder: Encoder, *, config: ServeConfig, accounts: AccountsConfig, secret: bytes
     ) -> None:
+        encoder.to(working_device(encoder))
         self.encoder = SteadyEncoder(encoder, batch=config.batch)
         self.config = config.for_encoder(resizes=encoder.preprocessing.size is not None)
         self.width = width_of(self.encoder)
