@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from ssl_wm.bench.detection_plan import DetectionBench
 from ssl_wm.bench.extraction_plan import ExtractionConfig
 from ssl_wm.bench.robustness_plan import RobustnessConfig
-from ssl_wm.bench.story import BenchConfig, load_bench_config
+from ssl_wm.bench.story_plan import BenchConfig, load_bench_config
 from ssl_wm.bench.survival_plan import SurvivalConfig
 from ssl_wm.config import Settings, load_settings, merge, parse, read_yaml
 from ssl_wm.errors import ConfigError

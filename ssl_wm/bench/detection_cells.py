@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from ssl_wm.errors import ConfigError, SslWmError
 from ssl_wm.files import (
     pack_tensors,
     plain,
-    read_json,
     read_tensors,
     sha256_bytes,
-    sha256_file,
     write_bytes,
     write_json,
 )
@@ -58,56 +56,6 @@ class Cell:
         """Return the cell's JSON file below ``out``."""
         whose = f"--{self.queries_of}" if self.queries_of and not self.alone else ""
         return out / "cells" / self.encoder / f"{self.detector}{whose}.json"
-
-
-def difference(before: object, now: object, *, name: str = "") -> str:
-    """Return "NAME was X, now Y" for the first value that differs, or "".
-
-    >>> difference({"settings": {"sample": 3}}, {"settings": {"sample": 5}})
-    'settings.sample was 3, now 5'
-    """
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        told = (
-            difference(before.get(key), now.get(key), name=f"{name}.{key}" if name else str(key))
-            for key in {**before, **now}
-        )
-        return next((each for each in told if each), "")
-    return "" if before == now else f"{name} was {before}, now {now}"
-
-
-def kept(path: Path, identity: Facts) -> Facts | None:
-    """Return what an earlier run left in ``path``; None where there is nothing or a failure.
-
-    Raises:
-        ConfigError: it was made with other settings, or the file or its tensors are damaged.
-    """
-    if not path.is_file():
-        return None
-    facts: Facts = read_json(path, error=ConfigError, what="cell")
-    changed = difference(facts.get("identity"), plain(identity))
-    if changed:
-        raise ConfigError(
-            f"{path} was made with other settings ({changed}); resume with the settings of then, "
-            "or use --overwrite, or another --out"
-        )
-    if "error" in facts:
-        return None
-    beside = path.with_suffix(".safetensors")
-    if facts.get("tensors") and (not beside.is_file() or sha256_file(beside) != facts["tensors"]):
-        raise ConfigError(f"{beside} is not what {path} was written with; delete both")
-    return facts
-
-
-def stored(path: Path, identity: Facts) -> Facts | None:
-    """Return what an earlier run left in ``path`` if it still holds, else None.
-
-    A cell that depends on which other encoders there are is made anew when some were added.
-    """
-    if not path.is_file():
-        return None
-    facts: Facts = read_json(path)
-    same = facts.get("identity") == plain(identity) and "error" not in facts
-    return facts if same else None
 
 
 def keep(path: Path, facts: Facts, *, detection: Detection | None = None) -> Facts:

@@ -20,13 +20,12 @@ from ssl_wm.bench.detection_cells import (
     detection_facts,
     found_facts,
     keep,
-    kept,
     owners_composites,
     read_detection,
-    stored,
 )
 from ssl_wm.bench.detection_plan import DetectionBench, Subject, expand
 from ssl_wm.bench.detection_summary import compare, missing, queries_told
+from ssl_wm.bench.kept import kept, stored
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images
 from ssl_wm.detection.detect import DETECTORS, judge, scan

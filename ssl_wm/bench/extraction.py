@@ -8,7 +8,7 @@ A cell that was measured is not made again; one that failed is tried again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from ssl_wm.bench.agreement import EXACT, RULE, Reading, per_image, read_labels
-from ssl_wm.bench.cells import seconds_before
 from ssl_wm.bench.extraction_plan import SAME, ExtractionCell, ExtractionConfig, expand, pools_of
 from ssl_wm.bench.extraction_rows import Measured, make_rows, marks
+from ssl_wm.bench.kept import refuse_others, seconds_before
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images, ImageSet, open_images
 from ssl_wm.encoders.embeddings import embed
@@ -101,9 +101,9 @@ class ExtractionBench:
             VerificationError: not one cell could be measured.
             OutputError: the folder cannot be written to.
         """
-        _refuse_others(self.out / "victim.json", {"asked": self.common})
+        refuse_others(self.out / "victim.json", self.common, under="asked")
         for cell in self.cells:
-            _refuse_others(self._folder(cell) / "asked.json", {"asked": self._asked(cell)})
+            refuse_others(self._folder(cell) / "asked.json", self._asked(cell), under="asked")
         measured = []
         for number, cell in enumerate(self.cells, start=1):
             measured.append(self._cell(cell, said=f"{number} of {len(self.cells)}, {cell.name}"))
@@ -254,33 +254,6 @@ def _hits(verdict: Verdict, key: WatermarkKey) -> dict[str, list[int]]:
             total += count
         told[f"{name}_hits"] = [hits, total]
     return told
-
-
-def _refuse_others(path: Path, noted: Mapping[str, Any]) -> None:
-    """Do nothing where ``path`` is missing or was asked what ``noted`` says.
-
-    Raises:
-        ConfigError: it was something else; the first setting that differs is named.
-    """
-    if not path.is_file():
-        return
-    note = read_json(path, error=ConfigError, what="note of a cell")
-    before, now = _flat(note["asked"]), _flat(noted["asked"])
-    for name in {**before, **now}:
-        if before.get(name) != now.get(name):
-            raise ConfigError(
-                f"{path.parent} was made with other settings: {name} was {before.get(name)}, now "
-                f"{now.get(name)}; go on with the settings of then, or use --overwrite or another "
-                "--out"
-            )
-
-
-def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, item in value.items():
-        whole = f"{before}{name}"
-        found |= _flat(item, f"{whole}.") if isinstance(item, Mapping) else {whole: item}
-    return found
 
 
 def drop_answers(folder: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_wm.bench.detection_cells import kept
+from ssl_wm.bench.kept import kept
 from ssl_wm.bench.robustness_judge import Judge, concluded
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import (

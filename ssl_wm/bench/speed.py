@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ssl_wm.bench.detection_cells import difference
+from ssl_wm.bench.kept import difference
 from ssl_wm.bench.side_by_side import Case, Clock, measure
 from ssl_wm.bench.speed_memory import measure_memory
 from ssl_wm.bench.speed_plan import NAMES, SpeedConfig, machine, setup_of

@@ -1,131 +1,228 @@
-"""The config of a whole story: which encoders are made, robbed and judged, with which keys.
+"""Run a whole story from one config: encoders made, robbed and judged, cell by cell.
 
-Each encoder is made by one stage, from a parent where the stage needs one:
-
-    encoders:
-      clean: {pretrain: {...}}
-      watermarked: {watermark: {...}, of: clean}
-      stolen: {steal: {...}, of: watermarked}
+Each encoder is one folder of the output, with its weights, metrics and measurements. What is
+there already, made with the same settings, is not made again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import resources
+import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ssl_wm.bench.kept import seconds_before
+from ssl_wm.bench.story_plan import BenchConfig, BenchKey, Cell
+from ssl_wm.console import say
+from ssl_wm.data.sources import Images, open_images
+from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.load import load_encoder, save_encoder
+from ssl_wm.errors import ConfigError
+from ssl_wm.extraction.steal import steal
+from ssl_wm.files import canonical_json, plain, read_json, write_json, write_text
+from ssl_wm.pictures import report_data
+from ssl_wm.report import render_html
+from ssl_wm.rng import derive_seed
+from ssl_wm.training.loop import finish
+from ssl_wm.training.pretrain import pretrain
+from ssl_wm.verification.readings import Margins
+from ssl_wm.verification.utility import utility
+from ssl_wm.verification.verdict import Verdict
+from ssl_wm.verification.verify import verify
+from ssl_wm.versions import versions
+from ssl_wm.watermark.embed import watermark
+from ssl_wm.watermark.key import WatermarkKey
+from ssl_wm.watermark.keyfile import load_key, save_key
+from ssl_wm.watermark.keygen import keygen
 
-import ssl_wm
-from ssl_wm.config import ImagesConfig, KeyConfig, merge, parse, read_yaml
-from ssl_wm.extraction.steal import StealConfig
-from ssl_wm.training.pretrain import PretrainConfig
-from ssl_wm.verification.settings import VerifyConfig
-from ssl_wm.watermark.embed import WatermarkConfig
 
-STAGES = ("pretrain", "watermark", "steal")
+class Benchmark:
+    """One run of a config into one folder.
 
-
-class BenchKey(KeyConfig):
-    """A key: its settings, and the clean encoder it is drawn for.
-
-    Attributes:
-        of: the clean encoder, which also is the key's null encoder.
+    Args:
+        config: the story.
+        out: the folder; finished cells in it are kept.
+        images: opened from the config when None.
     """
 
-    of: str = "clean"
+    def __init__(self, config: BenchConfig, *, out: Path, images: Images | None = None) -> None:
+        chosen = config.images
+        self.config, self.out = config, out
+        self.images = images or open_images(
+            chosen.spec, size=chosen.size, limit=chosen.limit, download=chosen.download
+        )
+        self.encoders: dict[str, Encoder] = {}
+        self.identities: dict[str, str] = {}
+        self.memory: dict[str, Margins] = {}
+        self.verdicts: dict[str, Verdict] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Make and measure every encoder; return and write ``result.json``, ``report.html``."""
+        result: dict[str, Any] = {
+            "title": self.config.title,
+            "utility": {},
+            "verdicts": {},
+            "seconds": {},
+            "made": {},
+            "images": self._images_facts(),
+            "versions": versions(),
+            "settings": self.config.model_dump(mode="json"),
+        }
+        keys: dict[str, WatermarkKey] = {}
+        clean = {key.of for key in self.config.keys.values()}
+        for name, cell in self.config.encoders.items():
+            key_name = self.config.key_of(name)
+            encoder, seconds = self._make(name, cell, keys.get(key_name))
+            self.encoders[name] = encoder
+            for other, key in self.config.keys.items():
+                if key.of == name:
+                    keys[other] = self._key(other, key, encoder)
+            result["made"][name] = {"stage": cell.stage, "of": cell.of, "key": key_name}
+            result["utility"][name] = self._utility(name, encoder)
+            if name not in clean and key_name in keys:
+                verdict = self._judge(name, encoder, keys[key_name], self.config.keys[key_name])
+                result["verdicts"][name] = verdict.to_dict()
+                say(f"{name}: {verdict.decision}, p = {verdict.p_value:.2g}")
+            result["seconds"][name] = {"make": seconds, **self._times(name)}
+            write_json(self.out / "result.json", result)
+        first = next(iter(self.config.keys))
+        page = report_data(
+            plain(result),
+            key=keys[first],
+            images=self.images,
+            verdicts=self.verdicts,
+            encoders={name: self.encoders[name] for name in self.config.maps},
+        )
+        write_text(self.out / "report.html", render_html(page))
+        return result
+
+    def _images_facts(self) -> dict[str, Any]:
+        train, test = self.images.train, self.images.test
+        return {
+            "spec": self.config.images.spec,
+            "train": len(train),
+            "test": len(test),
+            "size": list(train.size),
+            "classes": len(train.class_names),
+            "skipped": len(train.skipped) + len(test.skipped),
+        }
+
+    def _identity(self, name: str, cell: Cell, key: WatermarkKey | None) -> str:
+        parts = {
+            "cell": cell.model_dump(mode="json"),
+            "seed": self.config.seed,
+            "name": name,
+            "images": self.images.train.fingerprint,
+            "parent": self.identities.get(cell.of or ""),
+            "key": key.commitment if key is not None and cell.watermark else None,
+        }
+        return sha256(canonical_json(parts)).hexdigest()
+
+    def _make(self, name: str, cell: Cell, key: WatermarkKey | None) -> tuple[Encoder, float]:
+        """Return the encoder of a cell and the seconds it took, made now or before."""
+        folder = self.out / name
+        identity = self._identity(name, cell, key)
+        self.identities[name] = identity
+        facts_path = folder / "cell.json"
+        if facts_path.is_file():
+            facts = read_json(facts_path)
+            if facts.get("identity") == identity:
+                return load_encoder(folder), float(facts["seconds"])
+            raise ConfigError(
+                f"{folder} was made with other settings; use --overwrite, or another --out"
+            )
+        say(f"{name}: {cell.stage}")
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter() - seconds_before(folder)
+        encoder = self._run_stage(name, cell, key, folder)
+        seconds = time.perf_counter() - began
+        save_encoder(encoder, folder)
+        write_json(facts_path, {"identity": identity, "seconds": round(seconds, 1)})
+        finish(folder)
+        return encoder, round(seconds, 1)
+
+    def _run_stage(self, name: str, cell: Cell, key: WatermarkKey | None, folder: Path) -> Encoder:
+        seed = derive_seed(self.config.seed, name) % 2**31
+        if cell.pretrain is not None:
+            settings = cell.pretrain.model_copy(update={"seed": seed + cell.pretrain.seed})
+            return pretrain(self.images.train, config=settings, folder=folder)[0]
+        parent = self.encoders[str(cell.of)]
+        if cell.watermark is not None:
+            if key is None:
+                raise ConfigError(f"encoder '{name}' is marked before its key's clean encoder")
+            marking = cell.watermark.model_copy(update={"seed": seed + cell.watermark.seed})
+            return watermark(parent, key=key, images=self.images, config=marking, folder=folder)[0]
+        if cell.steal is None:
+            raise ConfigError(f"encoder '{name}' has no stage")
+        theft = cell.steal.model_copy(update={"seed": seed + cell.steal.seed})
+        return steal(parent, images=self.images.train, config=theft, folder=folder).surrogate
+
+    def _key(self, name: str, config: BenchKey, clean: Encoder) -> WatermarkKey:
+        path = self.out / f"{name}.key"
+        if path.is_file():
+            return load_key(path)
+        began = time.perf_counter()
+        secret = sha256(f"{self.config.seed}/{name}/benchmark key".encode()).digest()
+        key = keygen(
+            self.images,
+            encoder=clean if config.groups == "clusters" else None,
+            clusters=config.clusters,
+            sub_keys=config.sub_keys,
+            families=config.families,
+            autoencoder_steps=config.autoencoder_steps,
+            secret=secret,
+        )
+        save_key(key, path)
+        say(f"key {name}: {time.perf_counter() - began:.0f} s")
+        return key
+
+    def _utility(self, name: str, encoder: Encoder) -> dict[str, float]:
+        path = self.out / name / "utility.json"
+        if not path.is_file():
+            began = time.perf_counter()
+            train, test = self.images.train, self.images.test
+            z, z_test = (
+                embed(encoder, part, precision=self.config.verify.read.precision)
+                for part in (train, test)
+            )
+            measured = utility(z, train.labels, z_test, test.labels)
+            seconds = round(time.perf_counter() - began, 1)
+            write_json(path, {**measured, "seconds": seconds})
+        kept = read_json(path)
+        return {"linear": kept["linear"], "knn": kept["knn"]}
+
+    def _judge(self, name: str, encoder: Encoder, key: WatermarkKey, config: BenchKey) -> Verdict:
+        began = time.perf_counter()
+        verdict = verify(
+            encoder,
+            key=key,
+            images=self.images,
+            nulls=[self.encoders[config.of]],
+            config=self.config.verify,
+            memory=self.memory,
+        )
+        seconds = round(time.perf_counter() - began, 1)
+        write_json(self.out / name / "verdict.json", {**verdict.to_dict(), "seconds": seconds})
+        self.verdicts[name] = verdict
+        return verdict
+
+    def _times(self, name: str) -> dict[str, float]:
+        paths = {"utility": "utility.json", "verify": "verdict.json"}
+        return {
+            what: read_json(self.out / name / file)["seconds"]
+            for what, file in paths.items()
+            if (self.out / name / file).is_file()
+        }
 
 
-class Cell(BaseModel):
-    """One encoder: how it is made, and with which key it is judged.
-
-    Attributes:
-        of: the encoder it is made from (marked or stolen); none for ``pretrain``.
-        key: the key it is marked or judged with; the parent's, or the first, when None.
-        pretrain: settings, where this stage makes it.
-        watermark: settings, where this stage makes it.
-        steal: settings, where this stage makes it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    of: str | None = None
-    key: str | None = None
-    pretrain: PretrainConfig | None = None
-    watermark: WatermarkConfig | None = None
-    steal: StealConfig | None = None
-
-    @model_validator(mode="after")
-    def _one_stage(self) -> Cell:
-        stages = [name for name in STAGES if getattr(self, name) is not None]
-        if len(stages) != 1:
-            raise ValueError(f"an encoder needs exactly one of {', '.join(STAGES)}")
-        if (self.of is None) != (stages == ["pretrain"]):
-            raise ValueError("'of' names the parent of a marked or stolen encoder, only there")
-        return self
-
-    @property
-    def stage(self) -> str:
-        """The stage that makes it."""
-        return next(name for name in STAGES if getattr(self, name) is not None)
-
-
-class BenchConfig(BaseModel):
-    """A whole story.
-
-    Attributes:
-        title: heading of the report.
-        images: for every stage.
-        seed: every encoder's and key's seed is derived from it and the name.
-        keys: by name; written to ``NAME.key``.
-        encoders: by name, parents before children.
-        verify: how suspects are judged.
-        maps: encoders whose feature space the report shows.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    title: str = "ssl-wm"
-    images: ImagesConfig = ImagesConfig()
-    seed: int = 0
-    keys: dict[str, BenchKey] = Field(min_length=1)
-    encoders: dict[str, Cell] = Field(min_length=1)
-    verify: VerifyConfig = VerifyConfig()
-    maps: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _names_known(self) -> BenchConfig:
-        seen: set[str] = set()
-        for name, cell in self.encoders.items():
-            if cell.of is not None and cell.of not in seen:
-                raise ValueError(f"encoder '{name}' is made of '{cell.of}', not defined above it")
-            if cell.key is not None and cell.key not in self.keys:
-                raise ValueError(f"encoder '{name}' names the unknown key '{cell.key}'")
-            seen.add(name)
-        unknown = [key.of for key in self.keys.values() if key.of not in seen]
-        unknown += [name for name in self.maps if name not in seen]
-        if unknown:
-            raise ValueError(f"there is no encoder '{unknown[0]}'")
-        return self
-
-    def key_of(self, name: str) -> str:
-        """Return the name of the key that encoder ``name`` is marked or judged with."""
-        cell = self.encoders[name]
-        if cell.key is not None:
-            return cell.key
-        return self.key_of(cell.of) if cell.of is not None else next(iter(self.keys))
-
-
-def load_bench_config(path: Path | None, overrides: Mapping[str, Any]) -> BenchConfig:
-    """Return the config in ``path`` (None: the packaged demo) with dotted overrides on top.
+def run_benchmark(
+    config: BenchConfig, *, out: Path, images: Images | None = None
+) -> dict[str, Any]:
+    """Run ``config`` into ``out`` and return the result dictionary.
 
     Raises:
-        ConfigError: a setting is unknown, missing or out of range.
+        ConfigError: a cell in ``out`` was made with other settings.
+        SslWmError: whatever a stage raises; finished cells are kept.
     """
-    if path is not None:
-        data = read_yaml(path)
-    else:
-        data = yaml.safe_load(resources.files(ssl_wm).joinpath("demo.yaml").read_text())
-    return parse(BenchConfig, merge(data, overrides), source=str(path or "demo"))
+    return Benchmark(config, out=out, images=images).run()

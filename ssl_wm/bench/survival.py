@@ -13,9 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ssl_wm.bench.detection_cells import difference
 from ssl_wm.bench.extraction import drop_answers
 from ssl_wm.bench.extraction_plan import SAME
+from ssl_wm.bench.kept import refuse_others
 from ssl_wm.bench.survival_plan import CLEAN, SurvivalCell, SurvivalConfig, expand, pools_of
 from ssl_wm.bench.survival_rows import summary
 from ssl_wm.bench.survival_run import SurvivalRun, key_path
@@ -23,7 +23,7 @@ from ssl_wm.bench.survival_thieves import HALF
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images, ImageSet, open_images
 from ssl_wm.encoders.load import load_encoder
-from ssl_wm.errors import ConfigError, EncoderError, OutputError, SslWmError, VerificationError
+from ssl_wm.errors import EncoderError, OutputError, SslWmError, VerificationError
 from ssl_wm.extraction.steal import begun as surrogate_begun
 from ssl_wm.files import plain, read_json, write_json
 from ssl_wm.training.pretrain import begun as pretrain_begun
@@ -77,9 +77,9 @@ class SurvivalBench:
             OutputError: the folder cannot be written to.
         """
         for cell in self.cells:
-            _refuse_other(cell.folder(self.out) / ASKED, self.identity(cell))
+            refuse_others(cell.folder(self.out) / ASKED, self.identity(cell))
         for run in range(self.config.runs):
-            _refuse_other(key_path(self.out, run).with_suffix(".json"), self.key_identity(run))
+            refuse_others(key_path(self.out, run).with_suffix(".json"), self.key_identity(run))
         done: dict[SurvivalCell, Facts] = {}
         for cell in self.cells:
             path = cell.folder(self.out) / DONE
@@ -185,23 +185,6 @@ class SurvivalBench:
         if "error" not in facts:
             drop_answers(folder)
         return facts
-
-
-def _refuse_other(path: Path, identity: Facts) -> None:
-    """Do nothing where ``path`` is missing or notes what ``identity`` says.
-
-    Raises:
-        ConfigError: it notes something else; the first setting that differs is named.
-    """
-    if not path.is_file():
-        return
-    before = read_json(path, error=ConfigError, what="note of a cell")
-    changed = difference(before.get("identity"), plain(identity))
-    if changed:
-        raise ConfigError(
-            f"{path.parent} was made with other settings ({changed}); resume with the settings of "
-            "then, or use --overwrite, or another --out"
-        )
 
 
 def _refuse_failed(parent: SurvivalCell | None, done: Mapping[SurvivalCell, Facts]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ssl_wm.bench.agreement import Reading
-from ssl_wm.bench.cells import seconds_before
+from ssl_wm.bench.kept import seconds_before
 from ssl_wm.bench.survival_measure import (
     compatibility,
     in_targets,

@@ -114,7 +114,7 @@ def _story(
     resume: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     def run() -> dict[str, Any]:
-        from ssl_wm.bench.story import load_bench_config
+        from ssl_wm.bench.story_plan import load_bench_config
         from ssl_wm.commands import stages as commands
 
         place = commands.Out(out, resume=resume, overwrite=overwrite)

@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ssl_wm.bench.cells import run_benchmark
-from ssl_wm.bench.story import BenchConfig
+from ssl_wm.bench.story import run_benchmark
+from ssl_wm.bench.story_plan import BenchConfig
 from ssl_wm.commands.outputs import Out
 from ssl_wm.config import Settings
 from ssl_wm.console import say

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from ssl_wm.bench.cells import run_benchmark
-from ssl_wm.bench.story import BenchConfig, load_bench_config
+from ssl_wm.bench.story import run_benchmark
+from ssl_wm.bench.story_plan import BenchConfig, load_bench_config
 from ssl_wm.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
