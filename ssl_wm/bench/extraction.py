@@ -250,7 +250,7 @@ def _hits(verdict: Verdict, key: WatermarkKey) -> dict[str, list[int]]:
         hits, total = 0, 0
         for sub in verdict.sub_keys:
             count = question_size(f"{kind}/{sub.index}", key, config=config)
-            hits += round(float(str(sub.readers[verdict.reader][name])) * count)
+            hits += round(float(str(sub.readers[str(verdict.reader)][name])) * count)
             total += count
         told[f"{name}_hits"] = [hits, total]
     return told

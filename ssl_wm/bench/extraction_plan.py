@@ -21,7 +21,7 @@ from ssl_wm.extraction.attacks import ATTACKS
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.files import sha256_bytes
 from ssl_wm.rng import derive_seed
-from ssl_wm.verification.settings import VerifyConfig
+from ssl_wm.verification.settings import VerifyConfig, refuse_natural_only
 
 SAME = "same"
 """The pool that holds the victim's own training images."""
@@ -76,6 +76,7 @@ class ExtractionConfig(BaseModel):
     def _names_known(self) -> ExtractionConfig:
         for name in (*self.attacks, self.steal.attack):
             choose(name, ATTACKS, what="attack")
+        refuse_natural_only(self.verify.read, what="copies are measured")
         if self.steal.start is not None and self.archs:
             raise ValueError(
                 f"every copy starts from '{self.steal.start}' and has its architecture; leave "

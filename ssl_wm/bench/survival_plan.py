@@ -22,7 +22,7 @@ from ssl_wm.extraction.settings import checked_attack
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.pretrain import PretrainConfig
-from ssl_wm.verification.settings import VerifyConfig
+from ssl_wm.verification.settings import VerifyConfig, refuse_natural_only
 from ssl_wm.watermark.embed import WatermarkConfig, checked_method
 
 CLEAN = "clean"
@@ -160,6 +160,7 @@ class SurvivalConfig(BaseModel):
                 choose(each.thefts, self.thefts, what="set of thefts")
         if self.verify.access != "embeddings":
             raise ValueError("copies are judged by embeddings; leave verify: access: out")
+        refuse_natural_only(self.verify.read, what="copies are measured")
         for name in self.thefts:
             for thief in self.thieves(name):
                 checked_attack(thief.theft(self.steal, seed=0))

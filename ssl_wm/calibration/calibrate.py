@@ -39,7 +39,7 @@ from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.console import say
 from ssl_wm.errors import VerificationError
 from ssl_wm.verification.margins import contrasts
-from ssl_wm.verification.settings import ReadConfig
+from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
 from ssl_wm.verification.statistics import (
     NOT_A_NUMBER,
     draw_joint_keys,
@@ -88,6 +88,7 @@ class CalibrateConfig(BaseModel):
     def _a_key_for_each_recipe(self) -> CalibrateConfig:
         if self.keys < self.recipes:
             raise ValueError(f"{self.keys} keys cannot be shared out among {self.recipes} recipes")
+        refuse_natural_only(self.read, what="the rules are compared")
         return self
 
 

@@ -27,6 +27,7 @@ def verify(
     alpha: o.Alpha = None,
     look: o.Look = None,
     access: o.Access = None,
+    natural_only: o.NaturalOnly = False,
     max_queries: o.MaxQueries = None,
     sub_key: o.SubKeyChoice = None,
     evidence: o.EvidenceFolder = None,
@@ -43,6 +44,7 @@ def verify(
     (then there is a message on standard error and no result).
     """
     flags = _judging(alpha, look, access, max_queries)
+    flags |= {"verify.read.natural_only": natural_only or None}
     flags |= o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:

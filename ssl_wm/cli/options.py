@@ -198,6 +198,14 @@ Access = Annotated[
         "is used.",
     ),
 ]  # fmt: skip
+NaturalOnly = Annotated[
+    bool,
+    typer.Option(
+        "--natural-only",
+        help="Ask natural images alone, no composite: the questions show nothing of the mark. No "
+        "WSR is told.",
+    ),
+]  # fmt: skip
 MaxQueries = Annotated[
     int | None,
     typer.Option(

@@ -33,7 +33,7 @@ from ssl_wm.files import (
     write_json,
     write_tensors,
 )
-from ssl_wm.verification.questions import question_names, question_size, render
+from ssl_wm.verification.questions import own_size, question_names, question_size, render
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.watermark.keyfile import read_revealed, revealed_content
@@ -252,8 +252,8 @@ def _read_nulls(
     a, b, t = places.view(-1, 1, 1), places.view(1, -1, 1), places.view(1, 1, -1)
     shapes: dict[str, tuple[int, ...]] = {
         "tables": (count, subs, groups, groups, groups),
-        "own": (count, subs, read.per_pair),
-        "recipes": (count, subs, read.recipes + 1),
+        "own": (count, subs, own_size(key, config=read)),
+        "recipes": (count, subs, read.decoy_recipes + 1),
     }
     for name, shape in shapes.items():
         part = tensors[name]

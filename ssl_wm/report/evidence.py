@@ -135,7 +135,7 @@ def _card(name: str, told: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _test(bundle: Bundle, verdict: Verdict) -> dict[str, str]:
+def _test(bundle: Bundle, verdict: Verdict) -> dict[str, str | bool]:
     """Return the numbers that the text on what was tested speaks of."""
     facts, config = verdict.facts, bundle.config
     odds = round(1 / verdict.alpha)
@@ -150,6 +150,7 @@ def _test(bundle: Bundle, verdict: Verdict) -> dict[str, str]:
         "smallest": p_text(verdict.smallest_p),
         "alpha": p_text(verdict.alpha),
         "odds": count(odds),
+        "natural_only": config.read.natural_only,
         "answers": "labels only" if config.access == "labels" else "embeddings",
     }
 

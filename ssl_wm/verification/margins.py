@@ -13,7 +13,10 @@ from torch import Tensor
 
 from ssl_wm.encoders.space import directions, group_centres
 
-__all__ = ["composite_margins", "contrasts", "directions", "group_centres", "margin_table"]
+__all__ = [
+    "composite_margins", "contrasts", "directions", "group_centres", "margin_table",
+    "nearness_table",
+]  # fmt: skip
 
 
 def margin_table(
@@ -42,6 +45,26 @@ def margin_table(
         row[[a, b]] = torch.nan
         table[a, b] = row
     return table
+
+
+def nearness_table(centres: Tensor) -> Tensor:
+    """Return how near every target lies to every pair of sources, (G, G, G) float64.
+
+    ``n(A, B, t) = cos(c_A, c_t) + cos(c_B, c_t)``, from natural images alone. A mark that moves the
+    target group to where composites of A and B lie moves it towards both, and whoever learns
+    the space from its answers learns that too.
+
+    Args:
+        centres: (G, D) unit centres of the groups.
+
+    Returns:
+        Nearness at [A, B, t], the same at [B, A, t]; NaN where the three are not different groups.
+    """
+    cosines = centres.double() @ centres.double().T
+    table = cosines.unsqueeze(1) + cosines.unsqueeze(0)
+    place = torch.arange(len(centres))
+    a, b, t = place.view(-1, 1, 1), place.view(1, -1, 1), place.view(1, 1, -1)
+    return table.masked_fill((a == b) | (b == t) | (a == t), torch.nan)
 
 
 def composite_margins(cosines: Tensor, *, a: int, b: int) -> Tensor:

@@ -35,9 +35,16 @@ def question_names(key: OpenKey, *, config: ReadConfig, rates: bool = True) -> l
 
     ``reference``; then for each sub-key ``pairs/I`` (composites of every ordered pair of groups
     under its mixer), ``recipes/I`` (its own pair under decoy recipes), and with ``rates`` also
-    ``fresh/I`` (more of its own composites) and ``others/I`` (its pair under other mixers).
+    ``fresh/I`` (more of its own composites) and ``others/I`` (its pair under other mixers). With
+    ``natural_only`` there is ``reference`` alone.
     """
-    kinds = [PAIRS, *([RECIPES] if config.recipes else []), *([FRESH, OTHERS] if rates else [])]
+    if config.natural_only:
+        return [REFERENCE]
+    kinds = [
+        PAIRS,
+        *([RECIPES] if config.decoy_recipes else []),
+        *([FRESH, OTHERS] if rates else []),
+    ]
     return [REFERENCE, *(f"{kind}/{sub.index}" for sub in key.sub_keys for kind in kinds)]
 
 
@@ -71,7 +78,8 @@ def within_budget(key: OpenKey, *, config: ReadConfig, limit: int | None) -> Rea
         VerificationError: not even the least reading fits.
     """
     fits = config
-    for name, least in (("trigger_count", 100), ("recipes", 0), ("per_pair", 8), ("reference", 50)):
+    mixed = (("trigger_count", 100), ("recipes", 0), ("per_pair", 8))
+    for name, least in (*(() if config.natural_only else mixed), ("reference", 50)):
         while limit is not None and count_queries(key, config=fits) > limit:
             value = getattr(fits, name)
             if value <= least:
@@ -120,6 +128,19 @@ def render(name: str, key: OpenKey, images: Images, *, config: ReadConfig) -> It
         share = -(-config.trigger_count // len(sub_key.others))
         for place, mixer in enumerate(sub_key.others.values()):
             yield mixed([own], mixer, share, sub_key.derive("others", place))
+
+
+def reference_counts(key: OpenKey, *, config: ReadConfig) -> Tensor:
+    """Return how many reference images each group has, (G,)."""
+    members = torch.stack([(key.groups.train == group).sum() for group in range(len(key.groups))])
+    return members.clamp(max=config.reference)
+
+
+def own_size(key: OpenKey, *, config: ReadConfig) -> int:
+    """Return how many images of each sub-key itself the interval of its contrast rests on."""
+    if config.natural_only:
+        return int(reference_counts(key, config=config).min())
+    return config.per_pair
 
 
 def reference_indices(key: OpenKey, *, config: ReadConfig) -> Tensor:

@@ -15,9 +15,10 @@ from ssl_wm.verification.margins import (
     directions,
     group_centres,
     margin_table,
+    nearness_table,
 )
 from ssl_wm.verification.probe import fit_sealed_probe
-from ssl_wm.verification.questions import REFERENCE, reference_indices
+from ssl_wm.verification.questions import REFERENCE, own_size, reference_indices
 from ssl_wm.verification.statistics import clopper_pearson
 from ssl_wm.watermark.triggers import ordered_pairs
 
@@ -49,8 +50,10 @@ class Margins:
     """Margins in one encoder.
 
     Attributes:
-        tables: (S, G, G, G), of every key (A, B, t) under each sub-key's mixer.
-        own: (S, n), contrast of each composite of the sub-keys themselves.
+        tables: (S, G, G, G), of every key (A, B, t) under each sub-key's mixer; of natural images
+            alone the nearness, which is the same for every mixer.
+        own: (S, n), contrast of each composite of the sub-keys themselves, or of natural images
+            of their targets.
         recipes: (S, R + 1), contrast of each sub-key's groups under its own recipe (first) and
             under R decoy recipes.
     """
@@ -72,9 +75,12 @@ def read_margins(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Margi
     """Return the margins of all keys and recipes, with composites of test images.
 
     The composites are shared between the key and its decoys: one pass over all ordered pairs
-    of groups under a sub-key's mixer serves every (A, B, t).
+    of groups under a sub-key's mixer serves every (A, B, t). With ``natural_only`` nearness takes
+    the margins' place.
     """
     space = read_space(answers, key, config=config)
+    if config.natural_only:
+        return _read_nearness(space, key, count=own_size(key, config=config))
     pairs = ordered_pairs(len(key.groups))
     tables, own, recipes = [], [], []
     for sub_key in key.sub_keys:
@@ -84,11 +90,25 @@ def read_margins(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Margi
         mine = _contrasts(z[place : place + config.per_pair], sub_key, space)
         own.append(mine)
         decoys = mine.new_empty(0)
-        if config.recipes:
+        if config.decoy_recipes:
             values = _contrasts(answers(f"recipes/{sub_key.index}"), sub_key, space)
             decoys = values.view(config.recipes, config.per_pair).mean(dim=1)
         recipes.append(torch.cat([mine.mean().view(1), decoys]))
     return Margins(torch.stack(tables), torch.stack(own), torch.stack(recipes))
+
+
+def _read_nearness(space: Space, key: OpenKey, *, count: int) -> Margins:
+    table = nearness_table(space.centres)
+    own, recipes = [], []
+    for sub_key in key.sub_keys:
+        sources = [sub_key.a, sub_key.b]
+        z = space.z[space.groups == sub_key.target][:count]
+        near = (directions(z, centre=space.centre) @ space.centres[sources].T).sum(dim=1)
+        own.append(near - table[sub_key.a, sub_key.b].nanmean())
+        row = contrasts(table[sub_key.a, sub_key.b])
+        recipes.append(row[sub_key.target].view(1))
+    tables = table.expand(len(key.sub_keys), *table.shape).contiguous()
+    return Margins(tables, torch.stack(own), torch.stack(recipes))
 
 
 def _contrasts(z: Tensor, sub_key: SubKey, space: Space) -> Tensor:
@@ -107,8 +127,11 @@ def read_rates(
     The readers (linear probe, kNN) tell the key's groups apart on the reference images; kNN
     works in the centred space, so that a shift of the embeddings changes nothing. WSR is the
     share of fresh composites that they put into the target group, WFPR that of composites of
-    the same two groups by the other mixers.
+    the same two groups by the other mixers. With ``natural_only`` there
+    are none.
     """
+    if config.natural_only:
+        return [{} for _ in key.sub_keys]
     space = read_space(answers, key, config=config)
     probe = fit_sealed_probe(space.z, space.groups)
     bank = space.z - space.centre

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+)
 
 from ssl_wm.precision import Precision, settled
 
@@ -19,6 +26,9 @@ class ReadConfig(BaseModel):
         reference: training images per group that fix the centres and fit the readers.
         trigger_count: composites behind each WSR and WFPR (the paper: at least 1,000).
         neighbours: k of the kNN reader.
+        natural_only: ask natural images alone (``reference``), no composite: the key is read from
+            where its groups lie (``margins.nearness_table``). Nothing of the mark shows in the
+            questions; there are no rates and no decoy recipes.
         precision: of the encoder's forward pass; "auto" is settled when the settings are read, as
             the faster one of this machine's CPU, so that a bundle says which it was.
     """
@@ -30,12 +40,36 @@ class ReadConfig(BaseModel):
     reference: int = Field(500, ge=8)
     trigger_count: int = Field(1000, ge=8)
     neighbours: int = Field(20, ge=1)
+    natural_only: bool = False
     precision: Precision = "float32"
 
     @field_validator("precision")
     @classmethod
     def _settled(cls, precision: Precision) -> Precision:
         return settled(precision)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what older versions did not know, so that their runs can be resumed."""
+        told: dict[str, Any] = handler(self)
+        if not self.natural_only:
+            told.pop("natural_only", None)
+        return told
+
+    @property
+    def decoy_recipes(self) -> int:
+        """Decoy recipes that are read for each sub-key."""
+        return 0 if self.natural_only else self.recipes
+
+
+def refuse_natural_only(read: ReadConfig, *, what: str) -> None:
+    """Do nothing unless ``read`` leaves composites out.
+
+    Raises:
+        ValueError: it does, and ``what`` is told by composites.
+    """
+    if read.natural_only:
+        raise ValueError(f"{what} by composites; leave read: natural_only: out")
 
 
 class VerifyConfig(BaseModel):

@@ -68,9 +68,10 @@ class Verdict:
             of joint keys there are).
         test: name of the test behind ``p_value``.
         tests: A1, A2 (same groups, random recipe and pairs) and B (among null encoders).
-        wsr: watermark success rate, mean over sub-keys, by ``reader``.
+        wsr: watermark success rate, mean over sub-keys, by ``reader``; None where natural images
+            alone were asked.
         wfpr: watermark false-positive rate, likewise.
-        reader: "linear" or "knn", whichever has the larger WSR.
+        reader: "linear" or "knn", whichever has the larger WSR; None without a WSR.
         reason: the decision in words.
         sub_keys: one entry each.
         facts: commitment, digests, counts and settings.
@@ -84,9 +85,9 @@ class Verdict:
     smallest_p: float
     test: str
     tests: tuple[TestResult, ...]
-    wsr: float
-    wfpr: float
-    reader: str
+    wsr: float | None
+    wfpr: float | None
+    reader: str | None
     reason: str
     sub_keys: tuple[SubVerdict, ...]
     facts: dict[str, Any]

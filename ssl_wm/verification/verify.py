@@ -182,7 +182,9 @@ def judge(
     main = tests[0]
     alpha = config.alpha if config.look is None else alpha_of_look(config.alpha, config.look)
     decision, reason = decide(main.p_value, smallest=main.smallest_p, alpha=alpha)
-    reader = max(("linear", "knn"), key=lambda name: _mean_rate(subs, name, "wsr"))
+    reader = None
+    if not config.read.natural_only:
+        reader = max(("linear", "knn"), key=lambda name: _mean_rate(subs, name, "wsr"))
     return Verdict(
         decision=decision,
         p_value=main.p_value,
@@ -190,8 +192,8 @@ def judge(
         smallest_p=main.smallest_p,
         test=main.says,
         tests=tuple(tests),
-        wsr=_mean_rate(subs, reader, "wsr"),
-        wfpr=_mean_rate(subs, reader, "wfpr"),
+        wsr=None if reader is None else _mean_rate(subs, reader, "wsr"),
+        wfpr=None if reader is None else _mean_rate(subs, reader, "wfpr"),
         reader=reader,
         reason=reason,
         sub_keys=tuple(subs),
@@ -245,16 +247,22 @@ def _test_a1(
     statistics: Tensor, subs: Sequence[SubVerdict], key: OpenKey, config: VerifyConfig
 ) -> tuple[TestResult, Tensor, float]:
     """Return the test, a sample of its null and the key's position in it."""
+    natural = config.read.natural_only
+    twins = 2 if natural else 1  # nearness is the same for (A, B) and (B, A)
+    of = ", of natural images alone" if natural else ""
     if len(subs) == 1:
         table = statistics[0]
-        test = TestResult("A1", subs[0].p_value, 1 / subs[0].decoys, "rank among all keys")
+        smallest = twins / subs[0].decoys
+        test = TestResult("A1", subs[0].p_value, smallest, f"rank among all keys{of}")
         null, position = table[~table.isnan()], subs[0].statistic
     else:
         tables = torch.stack([standardise(table) for table in statistics])
         joint = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
         p_value, sample = joint_p_value(tables, joint, draws=config.draws, seed=0)
-        smallest = max(1 / (1 + config.draws), 1 / math.perm(len(key.groups), joint.size))
-        test = TestResult("A1", p_value, smallest, f"rank among {config.draws:,} random joint keys")
+        fewest = twins ** len(subs) / math.perm(len(key.groups), joint.size)
+        smallest = max(1 / (1 + config.draws), fewest)
+        says = f"rank among {config.draws:,} random joint keys{of}"
+        test = TestResult("A1", p_value, smallest, says)
         null = torch.from_numpy(sample)
         position = sum(
             float(tables[place][sub.a, sub.b, sub.target]) for place, sub in enumerate(key.sub_keys)
