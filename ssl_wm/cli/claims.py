@@ -43,8 +43,7 @@ def verify(
     Exit code 0: detected. 1: not detected. 2: inconclusive, or an error
     (then there is a message on standard error and no result).
     """
-    flags = _judging(alpha, look, access, max_queries)
-    flags |= {"verify.read.natural_only": natural_only or None}
+    flags = _judging(alpha, look, access, natural_only, max_queries)
     flags |= o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
@@ -108,6 +107,7 @@ def trace(
     images: o.ImagesSpec = None,
     alpha: o.Alpha = None,
     access: o.Access = None,
+    natural_only: o.NaturalOnly = False,
     config: o.ConfigFile = None,
     size: o.Size = None,
     limit: o.Limit = None,
@@ -119,7 +119,9 @@ def trace(
     The chance of naming any innocent licensee is at most --alpha. Exit code
     0: traced. 1: none of them. 2: inconclusive, or an error.
     """
-    flags = _judging(alpha, None, access, None) | o.image_flags(images, size, limit, download)
+    flags = _judging(alpha, None, access, natural_only, None) | o.image_flags(
+        images, size, limit, download
+    )
 
     def run() -> dict[str, Any]:
         from ssl_wm.commands import claims as commands
@@ -221,9 +223,10 @@ claims.add_typer(evidence)
 
 
 def _judging(
-    alpha: float | None, look: int | None, access: str | None, max_queries: int | None
-) -> dict[str, Any]:
+    alpha: float | None, look: int | None, access: str | None, natural_only: bool,
+    max_queries: int | None,
+) -> dict[str, Any]:  # fmt: skip
     return {
         "verify.alpha": alpha, "verify.look": look, "verify.access": access,
-        "verify.max_queries": max_queries,
+        "verify.read.natural_only": natural_only or None, "verify.max_queries": max_queries,
     }  # fmt: skip

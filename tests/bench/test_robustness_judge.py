@@ -164,3 +164,15 @@ def test_table_and_findings_say_what_was_read_twice(finished):
     (line,) = [line for line in summary_lines(result) if "read again" in line]
     assert line.startswith(f"{len(twice)} of 3 results were read again, with 12 composites")
     assert "| readings |" in robustness_markdown(result)
+
+
+def test_results_may_be_read_from_natural_images_alone(opened, tmp_path):
+    read = {"natural_only": True, "reference": 16}
+    alone = config(confirm=None, verify={"draws": 9_999, "read": read}, attempts=["rotate"],
+                   strengths={"rotate": [1]})  # fmt: skip
+    result = RobustnessBench(alone, opened=opened, out=tmp_path).run()
+    before = result["untouched"]["victim"]
+    (row,) = [row for row in result["rows"] if row["encoder"] == "victim"]
+    assert (before["decision"], before["wsr"]) == ("detected", None)
+    assert row["p_value"] == before["p_value"]
+    assert "| victim |" in robustness_markdown(result)

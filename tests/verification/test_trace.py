@@ -87,6 +87,16 @@ def test_four_leaked_copies_are_traced_to_their_licensees_and_to_nobody_else(tra
         assert all(found.adjusted[other] > 0.01 for other in NAMES if other != name)
 
 
+def test_all_licensees_are_tried_with_one_set_of_natural_images(world, images, keys, clean):
+    read = ReadConfig(natural_only=True, reference=24)
+    config = VerifyConfig(read=read, draws=99_999)
+    leaked = world.palette(images, key=keys["cy"])
+    found = trace(leaked, keys=keys, images=images, nulls=[clean], config=config)
+    assert found.leaked == ("cy",)
+    assert found.facts["queries"] == total_queries(keys, config=read) == 8 * 24
+    assert found.to_dict()["licensees"]["cy"]["wsr"] is None
+
+
 def test_an_innocent_encoder_is_traced_to_nobody(world, images, keys, clean, memory):
     for suspect in (world.convnet(seed=5), clean):
         found = trace(
