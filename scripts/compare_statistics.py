@@ -1,9 +1,10 @@
-"""Rank the same key by four functions of the same tables, as a Markdown table.
+"""Rank the same key by five functions of the same answers, as a Markdown table.
 
     python scripts/compare_statistics.py --images digits --key owner.key --null clean marked stolen
 
 The margin; the margin minus its target's mean over pairs; minus its pair's mean over targets (the
-contrast, which verify uses); minus both. Ranks of the sub-keys among all keys, then the joint p.
+contrast, which verify uses); minus both; and the nearness, from natural images alone (verify
+--natural-only). Ranks of the sub-keys among all keys, then the joint p.
 """
 
 from __future__ import annotations
@@ -50,19 +51,21 @@ def main() -> None:
     parser.add_argument("suspects", nargs="+", metavar="SUSPECT")
     told = parser.parse_args()
     key, images = load_key(told.key), open_images(told.images)
-    config = ReadConfig(per_pair=told.per_pair, recipes=0, precision="bfloat16")
+    config = ReadConfig(per_pair=told.per_pair, recipes=0, precision="auto")
+    natural = config.model_copy(update={"natural_only": True})
 
-    def tables(spec: str) -> Tensor:
+    def tables(spec: str) -> tuple[Tensor, Tensor]:
         asked = ask(load_encoder(spec), key, images, config=config)
-        return read_margins(asked, key, config=config).tables
+        return tuple(read_margins(asked, key, config=each).tables for each in (config, natural))
 
     null = tables(told.null)
     triples = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
-    print("|".join(["", "encoder", *FUNCTIONS, ""]), "|".join(["", *["---"] * 5, ""]), sep="\n")
+    heads = ["encoder", *FUNCTIONS, "nearness (natural images alone)"]
+    print("|".join(["", *heads, ""]), "|".join(["", *["---"] * len(heads), ""]), sep="\n")
     for suspect in told.suspects:
-        apart, cells = tables(suspect) - null, [Path(suspect).name]
-        for function in FUNCTIONS.values():
-            values = function(apart)
+        apart, near = (own - other for own, other in zip(tables(suspect), null, strict=True))
+        cells = [Path(suspect).name]
+        for values in (*(function(apart) for function in FUNCTIONS.values()), contrasts(near)):
             ranks = [
                 rank_p_value(table, (a, b, t))[1]
                 for table, (a, b, t) in zip(values, triples.tolist(), strict=True)
@@ -70,7 +73,7 @@ def main() -> None:
             units = torch.stack([standardise(table) for table in values])
             p_value, _ = joint_p_value(units, triples, draws=told.draws, seed=0)
             cells.append(f"{', '.join(f'{rank:,}' for rank in ranks)}: {p_value:.1e}")
-        print("|".join(["", *cells, ""]))
+        print("|".join(["", *cells, ""]), flush=True)
 
 
 if __name__ == "__main__":
