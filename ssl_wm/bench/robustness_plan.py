@@ -105,16 +105,23 @@ class RobustnessConfig(BaseModel):
                 )
         if self.verify.access != "embeddings":
             raise ValueError("attempts are judged by embeddings; leave verify: access: out")
-        if self.confirm is not None and self.confirm.per_pair <= self.verify.read.per_pair:
-            raise ValueError(
-                f"confirm: is a longer reading than verify: read:, with more than per_pair "
-                f"{self.verify.read.per_pair}; got {self.confirm.per_pair}"
-            )
+        self._check_confirm()
         for name, values in self.strengths.items():
             if name not in self.attempts:
                 raise ValueError(f"there are strengths for '{name}', which is no attempt here")
             _check(lambda name=name, values=values: _checked_all(name, values))
         return self
+
+    def _check_confirm(self) -> None:
+        first, second = self.verify.read, self.confirm
+        if second is None or first.natural_only != second.natural_only:
+            return
+        name = "reference" if first.natural_only else "per_pair"
+        if getattr(second, name) <= getattr(first, name):
+            raise ValueError(
+                f"confirm: is a longer reading than verify: read:, with more than {name} "
+                f"{getattr(first, name)}; got {getattr(second, name)}"
+            )
 
     def strengths_of(self, attempt: str) -> tuple[tuple[float, ...], ...]:
         """Return the strengths of ``attempt``, weakest first: one number for each of its parts."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssl_wm.bench.frontier import Point, false_rate, frontier, paired_loss, winners
 from ssl_wm.bench.robustness_plan import CONTROL, UNTOUCHED, Cell, RobustnessConfig
+from ssl_wm.verification.settings import ReadConfig
 
 READERS = ("linear", "knn")
 Facts = dict[str, Any]
@@ -79,10 +80,19 @@ def again(rows: Sequence[Facts], config: RobustnessConfig, *, alpha: float) -> F
     marked = [row for row in rows if row["encoder"] != CONTROL]
     twice = [row for row in marked if row["readings"] > 1]
     return {
-        "per_pair": [config.verify.read.per_pair, config.confirm.per_pair],
+        "by": [reading_words(config.verify.read), reading_words(config.confirm)],
         "results": len(twice), "of": len(marked),
         "detected": sum(row["p_value"] <= alpha for row in twice),
     }  # fmt: skip
+
+
+def reading_words(read: ReadConfig) -> str:
+    """Return what a reading rests on.
+
+    >>> reading_words(ReadConfig(per_pair=8)), reading_words(ReadConfig(natural_only=True))
+    ('8 composites a pair', 'natural images alone')
+    """
+    return "natural images alone" if read.natural_only else f"{read.per_pair} composites a pair"
 
 
 def control(done: Mapping[Cell, Facts], *, alpha: float) -> Facts:

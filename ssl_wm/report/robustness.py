@@ -91,11 +91,11 @@ def summary_lines(result: Result) -> list[str]:
 
 
 def _again_line(again: Result) -> str:
-    first, second = again["per_pair"]
+    first, second = again["by"]
     return (
-        f"{again['results']} of {again['of']} results were read again, with {second} composites a "
-        f"pair in place of {first}, as the first reading missed the mark: {again['detected']} of "
-        "them are detected (the two readings share alpha, and p is divided by its share)"
+        f"{again['results']} of {again['of']} results were read again, by {second} in place of "
+        f"{first}, as the first reading missed the mark: {again['detected']} of them are detected "
+        "(the two readings share alpha, and p is divided by its share)"
     )
 
 

@@ -156,13 +156,17 @@ def test_a_second_reading_of_another_length_is_made_again(opened, tmp_path):
 def test_a_second_reading_that_is_not_longer_is_refused():
     with pytest.raises(ValidationError, match="more than per_pair 8; got 8"):
         config(confirm=READ)
+    natural = {**READ, "natural_only": True}
+    assert config(confirm=natural).confirm.natural_only
+    with pytest.raises(ValidationError, match="more than reference 16; got 16"):
+        config(verify={"draws": 999, "read": natural}, confirm=natural)
 
 
 def test_table_and_findings_say_what_was_read_twice(finished):
     result = finished[1]
     twice = [r for r in result["rows"] if r["readings"] > 1 and r["encoder"] == "victim"]
     (line,) = [line for line in summary_lines(result) if "read again" in line]
-    assert line.startswith(f"{len(twice)} of 3 results were read again, with 12 composites")
+    assert line.startswith(f"{len(twice)} of 3 results were read again, by 12 composites a pair")
     assert "| readings |" in robustness_markdown(result)
 
 
