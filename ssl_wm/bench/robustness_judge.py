@@ -142,9 +142,10 @@ def concluded(facts: Facts, *, confirm: bool) -> Facts:
     >>> def told(first, second):
     ...     one, two = ({"p_value": p, "smallest_p": 1e-6, "alpha": 0.01} for p in (first, second))
     ...     facts = concluded({"verdict": one, "second": {"verdict": two}}, confirm=True)
-    ...     return [facts["verdict"][name] for name in ("decision", "readings", "p_value")]
+    ...     verdict = facts["verdict"]
+    ...     return verdict["decision"], verdict["readings"], round(verdict["p_value"], 6)
     >>> told(0.0005, 0.2), told(0.2, 0.00225), told(0.002, 0.2)[0]
-    (['detected', 1, 0.005], ['detected', 2, 0.0025], 'not_detected')
+    (('detected', 1, 0.005), ('detected', 2, 0.0025), 'not_detected')
     """
     if "error" in facts:
         return facts
