@@ -16,7 +16,7 @@ from ssl_wm.detection.detect import DETECTORS
 from ssl_wm.detection.settings import DetectionConfig
 from ssl_wm.detection.success import TrialConfig
 from ssl_wm.errors import ConfigError, choose
-from ssl_wm.verification.settings import ReadConfig
+from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
 from ssl_wm.watermark.key import OpenKey
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -83,6 +83,7 @@ class DetectionBench(BaseModel):
             raise ValueError(str(error)) from error
         if len(set(self.detectors)) < len(self.detectors):
             raise ValueError("a detector is named twice")
+        refuse_natural_only(self.read, what="the key's rates are told")
         return self
 
 

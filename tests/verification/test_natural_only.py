@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ssl_wm import cli
+from ssl_wm.bench.detection_plan import DetectionBench
 from ssl_wm.bench.extraction_plan import ExtractionConfig
 from ssl_wm.calibration.calibrate import CalibrateConfig
 from ssl_wm.encoders.encoder import Encoder
@@ -161,6 +162,8 @@ def test_what_is_told_by_composites_refuses_to_go_without():
         ExtractionConfig(attacks=["cosine"], verify=JUDGE)
     with pytest.raises(ValueError, match="natural_only"):
         CalibrateConfig(read=READ)
+    with pytest.raises(ValueError, match="natural_only"):
+        DetectionBench(marked={"a": {"encoder": "x", "key": "k"}}, clean={"b": "y"}, read=READ)
 
 
 def test_settings_of_older_versions_say_nothing_of_it():
