@@ -3,7 +3,7 @@
     python scripts/bench_serve.py --encoder convnet-s --clients 8 --images 4096
 
 Rounds of local ``embed`` and of clients over loopback alternate. Clients send ready-made bodies
-from processes of their own, as they would from other machines; their cost is a socket's.
+from a process of their own, as they would from other machines; their cost is a socket's.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import hashlib
 import json
 import multiprocessing
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import torch
 
@@ -34,17 +36,25 @@ KEY = "bench"
 
 def clients(url: str, bodies: list[bytes], count: int, line: Any) -> None:
     """Wait for a word, send ``bodies`` from ``count`` clients, and tell the seconds of each."""
+    place = urlsplit(url).netloc
     heads = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    with httpx.Client(base_url=url, headers=heads, trust_env=False, timeout=120) as client:
+    kept = threading.local()
 
-        def send(body: bytes) -> float:
-            began = time.perf_counter()
-            client.post("/v1/embeddings", content=body).raise_for_status()
-            return time.perf_counter() - began
+    def connect() -> None:
+        kept.connection = HTTPConnection(place, timeout=120)
 
-        with ThreadPoolExecutor(count) as pool:
-            while line.recv():
-                line.send(list(pool.map(send, bodies)))
+    def send(body: bytes) -> float:
+        began = time.perf_counter()
+        kept.connection.request("POST", "/v1/embeddings", body=body, headers=heads)
+        answer = kept.connection.getresponse()
+        told = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"the service answered {answer.status}: {told[:200]!r}")
+        return time.perf_counter() - began
+
+    with ThreadPoolExecutor(count, initializer=connect) as pool:
+        while line.recv():
+            line.send(list(pool.map(send, bodies)))
 
 
 def main() -> None:

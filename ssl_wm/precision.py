@@ -11,6 +11,7 @@ import torch
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Settled = Literal["float32", "bfloat16"]
+_MULTIPLIERS = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
 
 
 def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
@@ -21,12 +22,7 @@ def fast_bfloat16(device: torch.device | str = "cpu") -> bool:
     kind = torch.device(device).type
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return kind == "cpu" and (matrix_unit() or _cpu_has("_is_avx512_bf16_supported"))
-
-
-def matrix_unit() -> bool:
-    """Return whether this processor multiplies bfloat16 matrices as wholes (Intel's AMX)."""
-    return _cpu_has("_is_amx_tile_supported")
+    return kind == "cpu" and any(_cpu_has(name) for name in _MULTIPLIERS)
 
 
 def settled(precision: Precision, *, device: torch.device | str = "cpu") -> Settled:

@@ -9,7 +9,7 @@ from ssl_wm import precision
 from ssl_wm.detection.settings import InversionConfig
 from ssl_wm.encoders.embeddings import EmbeddingCache, embed
 from ssl_wm.encoders.zoo import build_encoder
-from ssl_wm.precision import fast_bfloat16, lowered, matrix_unit, settled, settled_fit
+from ssl_wm.precision import fast_bfloat16, lowered, settled, settled_fit
 from ssl_wm.training.settings import FitConfig
 from ssl_wm.verification.settings import ReadConfig
 
@@ -18,8 +18,7 @@ PIXELS = torch.arange(4 * 3 * 16 * 16).remainder(255).to(torch.uint8).view(4, 3,
 
 @pytest.fixture(params=[True, False], ids=["hardware", "imitated"])
 def fast(request, monkeypatch):
-    monkeypatch.setattr(precision, "matrix_unit", lambda: request.param)
-    monkeypatch.setattr(precision, "_cpu_has", lambda name: False)
+    monkeypatch.setattr(precision, "_cpu_has", lambda name: request.param)
     monkeypatch.setattr(precision, "main_device", lambda: torch.device("cpu"))
     return request.param
 
@@ -68,7 +67,12 @@ def test_auto_embeddings_are_those_of_the_precision_it_stands_for(fast, tmp_path
 
 def test_the_processor_is_asked_without_an_error():
     assert fast_bfloat16() in (True, False)
-    assert matrix_unit() in (True, False)
+
+
+@pytest.mark.parametrize("unit", ["_is_amx_tile_supported", "_is_avx512_bf16_supported"])
+def test_either_unit_of_a_processor_is_enough(unit, monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_has", lambda name: name == unit)
+    assert fast_bfloat16("cpu")
 
 
 @pytest.mark.gpu

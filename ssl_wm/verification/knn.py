@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.errors import VerificationError
-from ssl_wm.precision import matrix_unit
+from ssl_wm.precision import fast_bfloat16
 from ssl_wm.verification.shortlist import Shortlist
 
 BLOCK = 4096
@@ -39,7 +39,7 @@ def nearest(
     if approximate:
         return _by_cells(queries, bank, k=k)
     large = len(queries) >= LARGE[0] and len(bank) >= LARGE[1]
-    if large and matrix_unit():
+    if large and fast_bfloat16():
         return _by_shortlist(queries, bank, k=k)
     return _by_faiss(queries, bank, k=k)
 

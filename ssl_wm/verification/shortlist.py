@@ -1,8 +1,9 @@
 """Exact nearest neighbours from a bfloat16 shortlist, for processors that multiply it fast.
 
-All cosines are computed in bfloat16, whose error has a bound that is known for every pair. What
-could be among the k nearest within that bound is a short list for each query; the cosines of
-these rows are computed again in float32, and the k nearest of them are the k nearest of all.
+All cosines are computed in bfloat16, whose error has a bound that is known for every pair. The
+rows that look nearest are computed again in float32; the k-th of these is a floor for the true
+k-th nearest. Whatever could still reach that floor within the bound is computed again too, and
+the k nearest of both are the k nearest of all.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROUNDING = 2.0**-8  # bfloat16: largest relative error of one rounding
+ROUNDING = 2.0**-9  # bfloat16: largest error of rounding a number of [-1, 1]
 CHUNK = 64  # columns that one maximum stands for: c, c + W, c + 2 W, ... of W * CHUNK columns
 QUERIES = 256  # rows of queries worked on together
-CROWD = 512  # rows of a shortlist above which all cosines are computed in float32
+CROWD = 256  # rows of a shortlist above which all cosines are computed in float32
+
+Nearest = tuple[Tensor, Tensor]
+"""Cosines and indices of rows of the bank, each (Q, .)."""
 
 
 class Shortlist:
@@ -45,30 +49,38 @@ class Shortlist:
         self.seen += len(tile)
 
     def _add(self, rows: slice, tile: Tensor, rough: Tensor, tile_error: float) -> None:
-        queries, cosines, indices = self.queries[rows], self.cosines[rows], self.indices[rows]
+        queries, known = self.queries[rows], (self.cosines[rows], self.indices[rows])
         bound = error_bound(self.errors[rows], tile_error, width=tile.shape[1])
-        least = cosines[:, -1] - bound
         peaks = _chunk_peaks(rough)
+        best, taken = known, torch.full((len(queries),), torch.inf)
         if peaks.shape[1] >= self.k:  # k chunks hold k different rows
-            least = torch.maximum(least, peaks.topk(self.k, dim=1).values[:, -1] - 2 * bound)
-        row, column = _at_least(rough, peaks, least)
-        if len(row) > CROWD * len(queries):
-            exact = queries @ tile.T
-            found = torch.arange(len(tile)).expand_as(exact)
+            peak = peaks.topk(self.k, dim=1).values[:, -1]
+            least = torch.maximum(peak, known[0][:, -1] - bound)
+            likely = _at_least(rough, peaks, least)
+            if len(likely[0]) <= CROWD * len(queries):
+                best, taken = self._merged(known, queries, tile, likely), least
+        possible = _at_least(rough, peaks, best[0][:, -1] - bound)
+        if len(possible[0]) <= CROWD * len(queries):
+            fresh = rough[possible].float() < taken[possible[0]]
+            best = self._merged(best, queries, tile, (possible[0][fresh], possible[1][fresh]))
         else:
-            exact, found = _exact(queries, tile, row, column)
-        together = torch.cat([cosines, exact], dim=1)
-        places = torch.cat([indices, found + self.seen], dim=1)
-        best = together.topk(self.k, dim=1)
-        self.cosines[rows] = best.values
-        self.indices[rows] = places.gather(1, best.indices)
+            every = torch.arange(len(tile)).expand(len(queries), -1)
+            best = _best(known, (queries @ tile.T, every + self.seen), k=self.k)
+        self.cosines[rows], self.indices[rows] = best
+
+    def _merged(
+        self, known: Nearest, queries: Tensor, tile: Tensor, pairs: tuple[Tensor, Tensor]
+    ) -> Nearest:
+        exact, found = _exact(queries, tile, *pairs)
+        return _best(known, (exact, found + self.seen), k=self.k)
 
 
 def error_bound(query_error: Tensor, tile_error: float, *, width: int) -> Tensor:
     """Return how far a bfloat16 cosine of unit rows can be from the exact one, (Q,).
 
     With q' and b' the rounded rows, ``|q b - q' b'| <= |q - q'| |b| + |q'| |b - b'|`` (Cauchy and
-    Schwarz); to it come the rounding of the result and of ``width`` float32 additions.
+    Schwarz); to it come the rounding of the result and of ``width`` float32 additions. A
+    ``q' b'`` that comes out a little above 1 is rounded towards ``q b``, which is at most 1.
 
     Args:
         query_error: (Q,) distance of each query to its rounded self.
@@ -76,6 +88,11 @@ def error_bound(query_error: Tensor, tile_error: float, *, width: int) -> Tensor
         width: D.
     """
     return query_error + (1 + query_error) * tile_error + ROUNDING + (width + 16) * 2.0**-22
+
+
+def _best(known: Nearest, more: Nearest, *, k: int) -> Nearest:
+    best = torch.cat([known[0], more[0]], dim=1).topk(k, dim=1)
+    return best.values, torch.cat([known[1], more[1]], dim=1).gather(1, best.indices)
 
 
 def _distance(rows: Tensor, rounded: Tensor) -> Tensor:
@@ -115,6 +132,8 @@ def _exact(queries: Tensor, tile: Tensor, row: Tensor, column: Tensor) -> tuple[
     place = torch.arange(len(row)) - (counts.cumsum(dim=0) - counts)[row]
     found = torch.zeros(len(queries), most, dtype=torch.int64)
     found[row, place] = column
-    exact = torch.bmm(tile[found], queries.unsqueeze(2)).squeeze(2)
-    exact.masked_fill_(torch.arange(most) >= counts.unsqueeze(1), -torch.inf)
+    exact = torch.full((len(queries), most), -torch.inf)
+    exact[row, place] = torch.linalg.vecdot(
+        tile.index_select(0, column), queries.index_select(0, row)
+    )
     return exact, found

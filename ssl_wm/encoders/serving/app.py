@@ -231,11 +231,8 @@ async def _read_form(service: Service, request: Request) -> Asked:
 
 
 def _digest(files: Sequence[bytes]) -> str:
-    whole = hashlib.sha256()
-    for data in files:
-        whole.update(len(data).to_bytes(8, "big"))
-        whole.update(data)
-    return whole.hexdigest()
+    parts = (part for data in files for part in (len(data).to_bytes(8, "big"), data))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def render(rows: Tensor, encoding: str, model: str, billed: int) -> bytes:
