@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ssl_wm.verification.settings import ReadConfig
+from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
 
 
 class CraftConfig(BaseModel):
@@ -63,3 +63,9 @@ class FalseClaimConfig(BaseModel):
     seed: int = 0
     craft: CraftConfig = CraftConfig()
     read: ReadConfig = ReadConfig(per_pair=8, recipes=0, reference=100, trigger_count=200)
+
+    @field_validator("read")
+    @classmethod
+    def _composites(cls, read: ReadConfig) -> ReadConfig:
+        refuse_natural_only(read, what="false claims are made and met")
+        return read

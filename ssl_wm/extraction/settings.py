@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import ConfigDict, Field
 
 from ssl_wm.data.order import whole_batches
 from ssl_wm.errors import ConfigError, choose
 from ssl_wm.extraction.attacks import ATTACKS, Attack, Rounds
 from ssl_wm.extraction.queries import Ledger
 from ssl_wm.extraction.selection import SELECTIONS, select_random
+from ssl_wm.later import WithLater
 from ssl_wm.processes import place
 from ssl_wm.training.settings import FitConfig
 
-LATER = {"selection": "random", "repeats": 1, "start": None, "keep": "last", "denoise": False}
-"""Settings added after the first runs; at these values they are not written down."""
 
-
-class StealConfig(BaseModel):
+class StealConfig(WithLater):
     """How an encoder is stolen.
 
     Attributes:
@@ -48,6 +40,7 @@ class StealConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER = ("selection", "repeats", "start", "keep", "denoise")
 
     attack: str = "cosine"
     arch: str = "convnet-s"
@@ -61,18 +54,8 @@ class StealConfig(BaseModel):
     keep: Literal["last", "best"] = "last"
     denoise: bool = False
 
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older versions did not know, so that their runs can be resumed.
-
-        ``arch`` is left out where ``start`` stands for it.
-        """
-        told: dict[str, Any] = handler(self)
-        if self.start is not None:
-            told.pop("arch", None)
-        return {
-            name: value for name, value in told.items() if name not in LATER or value != LATER[name]
-        }
+    def _left_out(self) -> set[str]:
+        return super()._left_out() | ({"arch"} if self.start is not None else set())
 
 
 def checked_attack(config: StealConfig) -> Attack:

@@ -5,34 +5,27 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-)
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from ssl_wm.data.views import ViewConfig
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
 from ssl_wm.encoders.properties import width_of
 from ssl_wm.errors import ConfigError, EncoderError
+from ssl_wm.later import WithLater
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.settings import FitConfig
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
-LATER = ("distil", "distil_arch")
-"""Settings added after the first runs; at their defaults they are not written down."""
 UNTOUCHED = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=None)
 
 
-class RemovalConfig(BaseModel):
+class RemovalConfig(WithLater):
     """How the attempts that train or look at images work.
 
     Attributes:
@@ -46,6 +39,7 @@ class RemovalConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER = ("distil", "distil_arch")
 
     fit: FitConfig = FitConfig(epochs=5, batch_size=64, weight_decay=0.0)
     objective: str = "simclr"
@@ -54,14 +48,6 @@ class RemovalConfig(BaseModel):
     sample: int = Field(2000, ge=2)
     distil: FitConfig = FitConfig(epochs=20, batch_size=128, learning_rate=2e-3)
     distil_arch: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older versions did not know, so that their runs can be resumed."""
-        told: dict[str, Any] = handler(self)
-        fields = type(self).model_fields
-        same = {name for name in LATER if getattr(self, name) == fields[name].default}
-        return {name: value for name, value in told.items() if name not in same}
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from ssl_wm.later import WithLater
 from ssl_wm.precision import FitPrecision, settled_fit
 
 
-class FitConfig(BaseModel):
+class FitConfig(WithLater):
     """How a task is trained.
 
     Attributes:
@@ -41,6 +34,7 @@ class FitConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER = ("compile", "accumulate")
 
     epochs: int = Field(10, ge=0)
     batch_size: int = Field(256, ge=2)
@@ -66,13 +60,3 @@ class FitConfig(BaseModel):
                 "or more; lower accumulate or raise batch_size"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older versions did not know, so that their runs can be resumed."""
-        told: dict[str, Any] = handler(self)
-        if not self.compile:
-            told.pop("compile", None)
-        if self.accumulate == 1:
-            told.pop("accumulate", None)
-        return told

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ssl_wm.later import WithLater
 from ssl_wm.precision import Precision, settled
 
 
-class ReadConfig(BaseModel):
+class ReadConfig(WithLater):
     """How much is read.
 
     Attributes:
@@ -34,6 +28,7 @@ class ReadConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER = ("natural_only",)
 
     per_pair: int = Field(64, ge=8)
     recipes: int = Field(99, ge=0)
@@ -47,14 +42,6 @@ class ReadConfig(BaseModel):
     @classmethod
     def _settled(cls, precision: Precision) -> Precision:
         return settled(precision)
-
-    @model_serializer(mode="wrap")
-    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what older versions did not know, so that their runs can be resumed."""
-        told: dict[str, Any] = handler(self)
-        if not self.natural_only:
-            told.pop("natural_only", None)
-        return told
 
     @property
     def decoy_recipes(self) -> int:

@@ -16,6 +16,7 @@ from ssl_wm import cli
 from ssl_wm.bench.detection_plan import DetectionBench
 from ssl_wm.bench.extraction_plan import ExtractionConfig
 from ssl_wm.calibration.calibrate import CalibrateConfig
+from ssl_wm.disputes.settings import FalseClaimConfig
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import save_encoder
 from ssl_wm.evidence.check import check
@@ -162,6 +163,8 @@ def test_what_is_told_by_composites_refuses_to_go_without():
         ExtractionConfig(attacks=["cosine"], verify=JUDGE)
     with pytest.raises(ValueError, match="natural_only"):
         CalibrateConfig(read=READ)
+    with pytest.raises(ValueError, match="natural_only"):
+        FalseClaimConfig(read=READ)
     with pytest.raises(ValueError, match="natural_only"):
         DetectionBench(marked={"a": {"encoder": "x", "key": "k"}}, clean={"b": "y"}, read=READ)
 
