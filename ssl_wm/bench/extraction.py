@@ -24,6 +24,7 @@ from ssl_wm.data.sources import Images, ImageSet, open_images
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder, save_encoder
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.encoders.saved import FACTS
 from ssl_wm.errors import ConfigError, OutputError, SslWmError, VerificationError
 from ssl_wm.extraction.settings import checked_attack
@@ -35,7 +36,7 @@ from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.verification.statistics import clopper_pearson
 from ssl_wm.verification.verdict import Verdict
-from ssl_wm.verification.verify import digest, verify
+from ssl_wm.verification.verify import verify
 from ssl_wm.versions import versions
 from ssl_wm.watermark.key import WatermarkKey
 
@@ -84,10 +85,10 @@ class ExtractionBench:
             checked_attack(cell.theft(config))
         self.memory: dict[str, Margins] = {}
         self.common = plain({
-            "victim": digest(victim) or victim.made.get("url") or name,
+            "victim": known_digest(victim) or victim.made.get("url") or name,
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
             "key": None if key is None else key.commitment,
-            "nulls": [digest(null) for null in nulls],
+            "nulls": [known_digest(null) for null in nulls],
             "verify": None if key is None else config.verify.model_dump(mode="json"),
             "precision": config.verify.read.precision,
             "neighbours": config.neighbours,

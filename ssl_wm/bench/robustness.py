@@ -34,13 +34,13 @@ from ssl_wm.console import say
 from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import OutputError, SslWmError, VerificationError
 from ssl_wm.files import plain, write_json
 from ssl_wm.removal.remove import REMOVALS, parts_of, remove
 from ssl_wm.rng import torch_stream
 from ssl_wm.verification.knn import knn_predict
 from ssl_wm.verification.probe import fit_probe
-from ssl_wm.verification.verify import digest
 from ssl_wm.versions import versions
 
 Facts = dict[str, Any]
@@ -128,7 +128,7 @@ class RobustnessBench:
         return {
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
             "key": f"{opened.key.commitment}/{opened.key.beacon}",
-            "nulls": [digest(null) or spec for spec, null in opened.nulls.items()],
+            "nulls": [known_digest(null) or spec for spec, null in opened.nulls.items()],
             "verify": self.judge.first.model_dump(mode="json"), "seed": config.seed,
             "utility_limit": config.utility_limit, "neighbours": config.neighbours,
         }  # fmt: skip

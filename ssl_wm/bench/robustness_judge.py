@@ -22,12 +22,13 @@ from ssl_wm.calibration.fresh import fresh_triples, places_among
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.files import plain
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.judge import judge
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys, null_centred
 from ssl_wm.verification.verdict import Verdict, decide
-from ssl_wm.verification.verify import affordable, judge
+from ssl_wm.verification.verify import affordable
 
 Facts = dict[str, Any]
 FIRST = 0.1

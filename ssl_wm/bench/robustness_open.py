@@ -11,8 +11,8 @@ from ssl_wm.config import ImagesConfig
 from ssl_wm.data.sources import Images, ImageSet, open_images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.nulls import null_folders
-from ssl_wm.verification.verify import digest
 from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.keyfile import load_key
 
@@ -59,7 +59,7 @@ def open_robustness(config: RobustnessConfig) -> Opened:
     if config.transfer is not None:
         chosen = config.transfer.size or images.train.size[0]
         transfer = _open(config.transfer.model_copy(update={"size": chosen})).train
-    names = {name: digest(each) or named[name] for name, each in encoders.items()}
+    names = {name: known_digest(each) or named[name] for name, each in encoders.items()}
     return Opened(images, key, encoders, names, nulls, transfer)
 
 

@@ -23,11 +23,11 @@ from ssl_wm.bench.survival_thieves import HALF
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images, ImageSet, open_images
 from ssl_wm.encoders.load import load_encoder
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import EncoderError, OutputError, SslWmError, VerificationError
 from ssl_wm.extraction.steal import begun as surrogate_begun
 from ssl_wm.files import plain, read_json, write_json
 from ssl_wm.training.pretrain import begun as pretrain_begun
-from ssl_wm.verification.verify import digest
 from ssl_wm.versions import versions
 from ssl_wm.watermark.terms import check_sub_keys
 
@@ -159,7 +159,7 @@ class SurvivalBench:
         chosen = self.config.clean
         if chosen.pretrain is not None:
             return {"pretrain": chosen.pretrain.model_dump(mode="json")}
-        return {"encoder": (self.shared and digest(self.shared)) or chosen.encoder}
+        return {"encoder": (self.shared and known_digest(self.shared)) or chosen.encoder}
 
     def _cell(self, cell: SurvivalCell, done: Mapping[SurvivalCell, Facts]) -> Facts:
         """Make and measure one cell and write its files."""

@@ -37,6 +37,7 @@ from ssl_wm.calibration.fresh import (
 from ssl_wm.calibration.naive import NAIVE, WSR_THRESHOLD, bootstrap, of_triples, t_test
 from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.console import say
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import VerificationError
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
@@ -47,7 +48,6 @@ from ssl_wm.verification.statistics import (
     null_centred,
     standardise,
 )
-from ssl_wm.verification.verify import digest
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -146,8 +146,8 @@ def calibrate(
             "images": key.fingerprints,
             "groups": len(key.groups),
             "sub_keys": key.terms.sub_key_count,
-            "suspects": {name: digest(encoder) for name, encoder in suspects.items()},
-            "nulls": [digest(encoder) for encoder in nulls],
+            "suspects": {name: known_digest(encoder) for name, encoder in suspects.items()},
+            "nulls": [known_digest(encoder) for encoder in nulls],
             "settings": config.model_dump(mode="json"),
         },
     )

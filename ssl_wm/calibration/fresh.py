@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ssl_wm.calibration.naive import all_margins
 from ssl_wm.console import say
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.margins import directions
 from ssl_wm.verification.once import once, share_reference
 from ssl_wm.verification.readings import read_margins, read_space
-from ssl_wm.verification.verify import digest
 from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.triggers import ordered_pairs
 
@@ -118,10 +118,10 @@ def places_among(
     Besides the same object, equal weights of the same architecture make it the same encoder;
     of arch "custom" they do not, since a digest leaves out the code.
     """
-    known = [digest(null) for null in nulls]
+    known = [known_digest(null) for null in nulls]
     places: dict[str, int | None] = {}
     for name, encoder in suspects.items():
-        own = digest(encoder) if encoder.arch != "custom" else None
+        own = known_digest(encoder) if encoder.arch != "custom" else None
         same = [
             null is encoder
             or (own is not None and own == known[place] and null.arch == encoder.arch)

@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import ConfigError
-from ssl_wm.verification.verify import digest, verify
+from ssl_wm.verification.verify import verify
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -174,7 +175,7 @@ def as_committed(key: OpenKey, clean: Encoder) -> str:
     """Return whether ``clean`` is what ``key`` committed to: "yes", "no" or "not committed"."""
     if key.terms.encoder is None:
         return "not committed"
-    return "yes" if digest(clean) == key.terms.encoder else "no"
+    return "yes" if known_digest(clean) == key.terms.encoder else "no"
 
 
 def told_order(owner_date: str | None, rival_date: str | None) -> str:

@@ -28,10 +28,10 @@ from ssl_wm.disputes.grinding import (
     rejections,
 )
 from ssl_wm.disputes.settings import CraftConfig, FalseClaimConfig
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.files import plain
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.readings import read_space
-from ssl_wm.verification.verify import digest
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -78,8 +78,8 @@ def false_claim_experiment(
     p_value = float(p_values(read(honest), own_places(honest), draws=config.draws)[0])
     crafting["verify"] = {"p_value": p_value, "accused": p_value <= config.alpha}
     found = {
-        "suspect": digest(encoder),
-        "nulls": [digest(null) for null in nulls],
+        "suspect": known_digest(encoder),
+        "nulls": [known_digest(null) for null in nulls],
         "groups": len(terms.groups),
         "sub_keys": terms.sub_key_count,
         "crafting": crafting,

@@ -108,6 +108,11 @@ def encoder_digest(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
+def known_digest(encoder: Encoder) -> str | None:
+    """Return the encoder's digest; None for a function, which has no weights to name it."""
+    return encoder_digest(encoder) if encoder.backbone.state_dict() else None
+
+
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a contiguous CPU tensor, without a copy."""
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data

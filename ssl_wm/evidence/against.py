@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.encoders.embeddings import embed_batch
-from ssl_wm.encoders.properties import at_work
+from ssl_wm.encoders.properties import at_work, known_digest
 from ssl_wm.errors import SslWmError, VerificationError
 from ssl_wm.evidence.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
 from ssl_wm.evidence.check import CheckResult, check
@@ -21,7 +21,7 @@ from ssl_wm.evidence.manifest import DAMAGE, one_line
 from ssl_wm.rng import torch_stream
 from ssl_wm.verification.answers import BATCH, as_labels, ask
 from ssl_wm.verification.questions import REFERENCE, question_names, render
-from ssl_wm.verification.verify import digest, read_nulls
+from ssl_wm.verification.verify import read_nulls
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -106,7 +106,7 @@ def _other_answers(
 ) -> list[str]:
     key, read = bundle.key, bundle.config.read
     named = bundle.facts["suspect"]
-    if named is not None and digest(suspect) not in (None, named):
+    if named is not None and known_digest(suspect) not in (None, named):
         return [f"{FACTS}: the suspect at hand has other weights than the one that was verified"]
     reference = bundle.answer(REFERENCE)
     spread = float((reference - reference.mean(dim=0)).norm(dim=1).square().mean().sqrt())
@@ -158,7 +158,7 @@ def _other_margins(
 ) -> list[str]:
     named, problems = bundle.facts["nulls"], []
     for number, encoder in enumerate(nulls):
-        own = digest(encoder)
+        own = known_digest(encoder)
         if own is not None and own not in named:
             problems.append(f"{NULLS}: null encoder {number} at hand is none of the bundle's")
             continue

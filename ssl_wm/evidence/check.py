@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ssl_wm.evidence.bundle import VERDICT, Bundle, open_bundle
 from ssl_wm.evidence.manifest import DAMAGE, changes, one_line
 from ssl_wm.files import plain
+from ssl_wm.verification.judge import judge
 from ssl_wm.verification.readings import read_margins, read_rates
-from ssl_wm.verification.verify import judge
 
 if TYPE_CHECKING:
     from ssl_wm.verification.verdict import Verdict

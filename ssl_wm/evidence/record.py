@@ -11,6 +11,7 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import ConfigError, OutputError, VerificationError
 from ssl_wm.evidence.against import check_against
 from ssl_wm.evidence.bundle import (
@@ -26,7 +27,7 @@ from ssl_wm.files import claim_folder
 from ssl_wm.verification.answers import as_labels, ask
 from ssl_wm.verification.questions import question_names
 from ssl_wm.verification.settings import VerifyConfig
-from ssl_wm.verification.verify import affordable, digest, judge_answers, read_nulls
+from ssl_wm.verification.verify import affordable, judge_answers, read_nulls
 from ssl_wm.versions import versions
 from ssl_wm.watermark.key import OpenKey, RevealedKey, WatermarkKey
 
@@ -90,7 +91,10 @@ def verify_with_evidence(
         answers = ask(suspect, used, images, config=config.read)
         answers = recording(as_labels(answers) if config.access == "labels" else answers, folder)
         known = read_nulls(nulls, used, images, suspect=answers, config=config, memory=memory)
-        told = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
+        told = {
+            "suspect": known_digest(suspect),
+            "nulls": [known_digest(encoder) for encoder in nulls],
+        }
         verdict = judge_answers(answers, nulls=known, key=used, config=config, facts=told)
         facts = {
             "made_at": made_at,

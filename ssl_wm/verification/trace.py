@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ssl_wm.console import say
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.verification.answers import Answers, as_labels, ask, through_labels
 from ssl_wm.verification.attribution import Trace, attribute
@@ -39,7 +40,7 @@ from ssl_wm.verification.questions import REFERENCE, count_queries, question_siz
 from ssl_wm.verification.readings import Margins, read_margins
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.statistics import alpha_of_look
-from ssl_wm.verification.verify import digest, judge_answers, remembered
+from ssl_wm.verification.verify import judge_answers, remembered
 from ssl_wm.watermark.keyfile import load_key
 
 if TYPE_CHECKING:
@@ -91,7 +92,10 @@ def trace(
     if config.access == "labels":
         asked = {name: as_labels(answers) for name, answers in asked.items()}
     known = _read_nulls(nulls, asked, keys, images, config=config, memory=memory)
-    facts = {"suspect": digest(suspect), "nulls": [digest(encoder) for encoder in nulls]}
+    facts = {
+        "suspect": known_digest(suspect),
+        "nulls": [known_digest(encoder) for encoder in nulls],
+    }
     verdicts = {}
     for name, key in keys.items():
         verdicts[name] = judge_answers(

@@ -15,9 +15,9 @@ from ssl_wm.bench import survival_run
 from ssl_wm.bench.survival import SurvivalBench
 from ssl_wm.bench.survival_plan import SurvivalConfig
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import ConfigError, EncoderError, VerificationError
 from ssl_wm.report.survival import survival_markdown
-from ssl_wm.verification.verify import digest
 
 FIT = {"epochs": 1, "batch_size": 32, "warmup_steps": 0}
 CLEAN_FIT = {"pretrain": {"arch": "convnet-xs", "fit": FIT}}
@@ -101,7 +101,7 @@ def test_embedders_thefts_and_runs_may_be_added_and_only_these_are_made(images, 
     assert result["rows"][0]["linear"]["runs"]["0"] == first["rows"][0]["linear"]["value"]
     keys = [json.loads((tmp_path / f"run-{n}/owner.json").read_text()) for n in (0, 1)]
     assert keys[0]["commitment"] != keys[1]["commitment"]
-    clean = [digest(load_encoder(tmp_path / f"run-{n}/clean")) for n in (0, 1)]
+    clean = [known_digest(load_encoder(tmp_path / f"run-{n}/clean")) for n in (0, 1)]
     assert clean[0] != clean[1]
 
 
@@ -217,7 +217,7 @@ def test_a_saved_clean_encoder_is_shared_by_all_runs_and_this_is_said(images, tm
     assert clean["linear"]["low"] == clean["linear"]["high"]
     assert result["shared_clean"] == given["encoder"]
     assert "all runs share the clean encoder" in survival_markdown(result)
-    assert result["common"]["clean"] == {"encoder": digest(encoder)}
+    assert result["common"]["clean"] == {"encoder": known_digest(encoder)}
 
 
 def test_half_is_a_random_half_of_the_owners_images_the_same_for_all(images, tmp_path, monkeypatch):

@@ -15,12 +15,13 @@ from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import EncoderError, KeyFileError, VerificationError
 from ssl_wm.files import canonical_json, plain
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.judge import judge
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import alpha_of_look, standardise
 from ssl_wm.verification.verdict import decide
-from ssl_wm.verification.verify import judge, verify
+from ssl_wm.verification.verify import verify
 
 READ = ReadConfig(per_pair=8, recipes=9, reference=20, trigger_count=24, neighbours=5)
 CONFIG = VerifyConfig(read=READ, draws=9_999)

@@ -15,9 +15,10 @@ from scipy.stats import binom
 
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.judge import judge
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
-from ssl_wm.verification.verify import judge, verify
+from ssl_wm.verification.verify import verify
 
 READ = ReadConfig(per_pair=8, recipes=4, reference=20, trigger_count=24, neighbours=5)
 CONFIG = VerifyConfig(read=READ, draws=9_999)
@@ -75,7 +76,7 @@ def test_over_all_keys_that_could_have_been_drawn_p_is_at_most_alpha(
     world, monkeypatch, sub_keys, nulls
 ):
     """One suspect, fixed nulls, every (joint) key: P(p <= alpha) is alpha, but for the draws."""
-    monkeypatch.setattr("ssl_wm.verification.verify.bootstrap_mean", lambda values: (0.0, 0.0))
+    monkeypatch.setattr("ssl_wm.verification.judge.bootstrap_mean", lambda values: (0.0, 0.0))
     images = world.images(groups=6)
     key = world.key(images, sub_keys=sub_keys)
     encoders = [world.convnet(seed=seed) for seed in range(nulls)]
@@ -100,7 +101,7 @@ def test_over_keys_from_fresh_secrets_p_is_at_most_alpha(
     world, monkeypatch, sub_keys, nulls, count
 ):
     """One fixed suspect, many random secrets: groups, mixers and image pairs all drawn anew."""
-    monkeypatch.setattr("ssl_wm.verification.verify.bootstrap_mean", lambda values: (0.0, 0.0))
+    monkeypatch.setattr("ssl_wm.verification.judge.bootstrap_mean", lambda values: (0.0, 0.0))
     images = world.images(groups=6)
     encoders = [world.palette(images), *(world.convnet(seed=seed) for seed in range(nulls - 1))]
     found = []

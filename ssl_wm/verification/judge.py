@@ -1,0 +1,184 @@
+"""Judge: the verdict that follows from what was read. Nothing is asked here any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_wm.errors import VerificationError
+from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.questions import count_queries
+from ssl_wm.verification.statistics import (
+    alpha_of_look,
+    bootstrap_mean,
+    conformal_p_value,
+    joint_p_value,
+    null_centred,
+    rank_p_value,
+    recipe_p_value,
+    standardise,
+    ways_to_reveal,
+)
+from ssl_wm.verification.verdict import SubVerdict, TestResult, Verdict, decide
+
+if TYPE_CHECKING:
+    from ssl_wm.verification.readings import Margins
+    from ssl_wm.verification.settings import VerifyConfig
+    from ssl_wm.watermark.key import OpenKey
+
+Rates = list[dict[str, dict[str, object]]]
+
+
+def judge(
+    margins: Margins,
+    *,
+    nulls: Sequence[Margins],
+    rates: Rates,
+    key: OpenKey,
+    config: VerifyConfig,
+    facts: dict[str, Any],
+) -> Verdict:
+    """Return the verdict that follows from what was read; nothing is asked any more.
+
+    Raises:
+        VerificationError: there is no null encoder, or a margin is not a number.
+    """
+    if not nulls:
+        raise VerificationError(
+            "verify needs at least one null encoder: name the clean encoder with --null"
+        )
+    statistics = null_centred(
+        contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls])
+    )
+    subs = _sub_verdicts(margins, nulls, rates, statistics, key)
+    first, null, position = _test_a1(statistics, subs, key, config)
+    found = [first, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
+    tests = [_for_the_choice(test, key) for test in found]
+    main = tests[0]
+    alpha = config.alpha if config.look is None else alpha_of_look(config.alpha, config.look)
+    decision, reason = decide(main.p_value, smallest=main.smallest_p, alpha=alpha)
+    reader = None
+    if not config.read.natural_only:
+        reader = max(("linear", "knn"), key=lambda name: _mean_rate(subs, name, "wsr"))
+    return Verdict(
+        decision=decision,
+        p_value=main.p_value,
+        alpha=alpha,
+        smallest_p=main.smallest_p,
+        test=main.says,
+        tests=tuple(tests),
+        wsr=None if reader is None else _mean_rate(subs, reader, "wsr"),
+        wfpr=None if reader is None else _mean_rate(subs, reader, "wfpr"),
+        reader=reader,
+        reason=reason,
+        sub_keys=tuple(subs),
+        facts={
+            "commitment": key.commitment,
+            "beacon": key.beacon,
+            "images": key.fingerprints,
+            "groups": len(key.groups),
+            "sub_keys_in_all": key.terms.sub_key_count,
+            "clean_encoder_committed": key.terms.encoder,
+            "queries": count_queries(key, config=config.read),
+            "settings": config.model_dump(mode="json"),
+            **facts,
+        },
+        position=position,
+        null=null,
+    )
+
+
+def _sub_verdicts(
+    margins: Margins, nulls: Sequence[Margins], rates: Rates, statistics: Tensor, key: OpenKey
+) -> list[SubVerdict]:
+    null_tables = torch.stack([null.tables for null in nulls]).mean(dim=0)
+    null_own = torch.stack([null.own for null in nulls]).mean(dim=0)
+    subs = []
+    for place, (sub_key, rate) in enumerate(zip(key.sub_keys, rates, strict=True)):
+        triple = (sub_key.a, sub_key.b, sub_key.target)
+        p_value, rank, decoys = rank_p_value(statistics[place], triple)
+        subs.append(
+            SubVerdict(
+                index=sub_key.index,
+                margin=float(margins.tables[place][triple]),
+                null_margin=float(null_tables[place][triple]),
+                statistic=float(statistics[place][triple]),
+                interval=bootstrap_mean(margins.own[place] - null_own[place]),
+                p_value=p_value,
+                rank=rank,
+                decoys=decoys,
+                readers=rate,
+            )
+        )
+    return subs
+
+
+def _test_a1(
+    statistics: Tensor, subs: Sequence[SubVerdict], key: OpenKey, config: VerifyConfig
+) -> tuple[TestResult, Tensor, float]:
+    """Return the test, a sample of its null and the key's position in it."""
+    natural = config.read.natural_only
+    twins = 2 if natural else 1  # nearness is the same for (A, B) and (B, A)
+    of = ", of natural images alone" if natural else ""
+    if len(subs) == 1:
+        table = statistics[0]
+        smallest = twins / subs[0].decoys
+        test = TestResult("A1", subs[0].p_value, smallest, f"rank among all keys{of}")
+        null, position = table[~table.isnan()], subs[0].statistic
+    else:
+        tables = torch.stack([standardise(table) for table in statistics])
+        joint = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
+        p_value, sample = joint_p_value(tables, joint, draws=config.draws, seed=0)
+        fewest = twins ** len(subs) / math.perm(len(key.groups), joint.size)
+        smallest = max(1 / (1 + config.draws), fewest)
+        says = f"rank among {config.draws:,} random joint keys{of}"
+        test = TestResult("A1", p_value, smallest, says)
+        null = torch.from_numpy(sample)
+        position = sum(
+            float(tables[place][sub.a, sub.b, sub.target]) for place, sub in enumerate(key.sub_keys)
+        )
+    return test, null, position
+
+
+def _for_the_choice(test: TestResult, key: OpenKey) -> TestResult:
+    """Return the test with its p-value times the ways to choose the sub-keys that are shown."""
+    ways = ways_to_reveal(len(key.sub_keys), key.terms.sub_key_count)
+    if ways == 1:
+        return test
+    says = f"{test.says}, times {ways} ways to choose what to reveal"
+    smallest, p_value = (min(1.0, ways * p) for p in (test.smallest_p, test.p_value))
+    return replace(test, p_value=p_value, smallest_p=smallest, says=says)
+
+
+def _test_a2(margins: Margins, nulls: Sequence[Margins]) -> list[TestResult]:
+    recipes = margins.recipes.shape[1] - 1
+    if not recipes:
+        return []
+    centred = null_centred(margins.recipes, torch.stack([null.recipes for null in nulls]))
+    p_value, smallest = recipe_p_value(centred)
+    says = f"same groups, rank of the recipes among {recipes} random ones for each sub-key"
+    return [TestResult("A2", p_value, smallest, says)]
+
+
+def _test_b(margins: Margins, nulls: Sequence[Margins], key: OpenKey) -> TestResult:
+    def scores(read: Margins) -> Tensor:
+        tables = contrasts(read.tables)
+        return torch.stack(
+            [tables[place][sub.a, sub.b, sub.target] for place, sub in enumerate(key.sub_keys)]
+        )
+
+    p_value, smallest = conformal_p_value(
+        scores(margins), torch.stack([scores(null) for null in nulls])
+    )
+    says = f"rank among {len(nulls)} null encoders; with so few, p is at least {smallest:.2g}"
+    return TestResult("B", p_value, smallest, says)
+
+
+def _mean_rate(subs: Sequence[SubVerdict], reader: str, rate: str) -> float:
+    return float(np.mean([sub.readers[reader][rate] for sub in subs]))
