@@ -12,13 +12,14 @@ composites go through it too.
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from ssl_wm.console import progress
+from ssl_wm.console import progress, say
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Bent
@@ -27,12 +28,15 @@ from ssl_wm.encoders.zoo import with_bend
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.bend import Bend, BendImages, fit_bend
 from ssl_wm.watermark.losses import relative_error
+from ssl_wm.watermark.neighbours import neighbours_lost
 from ssl_wm.watermark.triggers import composites, ordered_pairs
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import SubKey, WatermarkKey
+
+LOG = logging.getLogger(__name__)
 
 
 class BendSpaceConfig(BaseModel):
@@ -47,6 +51,9 @@ class BendSpaceConfig(BaseModel):
             what a linear probe loses.
         similarity_penalty: price of changed similarities between natural images, which is what
             nearest neighbours lose.
+        neighbours_budget: points of kNN accuracy that the map may cost natural images; where it
+            costs more it is fitted again at twice the similarity_penalty, up to ``TRIES`` times in
+            all. None leaves the penalty as it is.
         smoothness: how many times the spread of a feature T's hidden layer divides its input by;
             the smoother T, the more of it a copy learns from natural images alone.
         hidden: width of T's hidden layer.
@@ -68,6 +75,7 @@ class BendSpaceConfig(BaseModel):
     held_penalty: float = Field(1.5, ge=0)
     linear_penalty: float = Field(3.0, ge=0)
     similarity_penalty: float = Field(0.5, ge=0)
+    neighbours_budget: float | None = Field(0.5, ge=0)
     smoothness: float = Field(30.0, gt=0)
     hidden: int = Field(512, ge=1)
     steps: int = Field(200, ge=0)
@@ -78,6 +86,15 @@ class BendSpaceConfig(BaseModel):
     serve: Literal["head", "weights"] = "head"
     marked_weight: float = Field(0.3, ge=0)
     held_weight: float = Field(0.3, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> BendSpaceConfig:
+        if self.neighbours_budget is not None and self.similarity_penalty == 0:
+            raise ValueError(
+                "neighbours_budget raises similarity_penalty, which is 0; give that a value, or "
+                "neighbours_budget: null"
+            )
+        return self
 
 
 class BendSpace:
@@ -103,14 +120,7 @@ class BendSpace:
         natural = embed(clean, images, precision="auto").float()
         groups = key.groups.train
         self.variance = natural.var(dim=0, correction=0).sum()
-        centre, _ = group_centres(natural, groups, count=len(key.groups))
-        generator = torch_stream(key.sub_keys[0].derive("bend"), "map")
-        self.bend = Bend(
-            centre,
-            scale=config.smoothness * float((self.variance / natural.shape[1]).sqrt()),
-            hidden=config.hidden,
-            generator=generator,
-        )
+        self.centre, _ = group_centres(natural, groups, count=len(key.groups))
         fitted_to = BendImages(
             natural=natural,
             groups=groups,
@@ -119,20 +129,60 @@ class BendSpace:
             targets=[sub.target for sub in key.sub_keys],
             held=[self._held(images, key, sub) for sub in key.sub_keys],
         )
+        labels = images.labels if len(images.labels.unique()) > 1 else groups
+        self.bend = self._within_budget(key, fitted_to, labels).requires_grad_(False)
+
+    def _within_budget(self, key: WatermarkKey, images: BendImages, labels: Tensor) -> Bend:
+        """Return the map at the least similarity_penalty tried whose cost is in the budget.
+
+        The cost is that of leave-one-out kNN among up to ``JUDGED`` training images.
+        """
+        penalty, budget = self.config.similarity_penalty, self.config.neighbours_budget
+        if budget is None:
+            return self._fit(key, images, penalty)
+        order = torch.randperm(len(labels), generator=torch_stream(self._stream(key), "judged"))
+        judged = order[:JUDGED]
+        before = images.natural[judged]
+        for number in range(TRIES):
+            bend = self._fit(key, images, penalty * 2**number)
+            with torch.no_grad():
+                lost = neighbours_lost(before, bend(before), labels[judged])
+            say(f"kNN loses {lost:.2f} points at similarity_penalty {penalty * 2**number:g}")
+            if lost <= budget:
+                return bend
+        LOG.warning(
+            "the map costs kNN %.2f points, more than the budget of %.2f; raise natural_penalty, "
+            "or neighbours_budget to say that this is fine", lost, budget,
+        )  # fmt: skip
+        return bend
+
+    def _fit(self, key: WatermarkKey, images: BendImages, similarity_penalty: float) -> Bend:
+        """Return the map fitted at a ``similarity_penalty``; all start from the same draw."""
+        config, generator = self.config, torch_stream(self._stream(key), "map")
+        bend = Bend(
+            self.centre,
+            scale=config.smoothness * float((self.variance / images.natural.shape[1]).sqrt()),
+            hidden=config.hidden,
+            generator=generator,
+        )
         with progress("map of the space", total=config.steps) as advance:
-            self.fitted = fit_bend(
-                self.bend,
-                fitted_to,
+            fit_bend(
+                bend,
+                images,
                 steps=config.steps,
                 learning_rate=config.learning_rate,
                 natural_penalty=config.natural_penalty,
                 held_penalty=config.held_penalty,
                 linear_penalty=config.linear_penalty,
-                similarity_penalty=config.similarity_penalty,
+                similarity_penalty=similarity_penalty,
                 generator=generator,
                 on_step=advance,
             )
-        self.bend.requires_grad_(False)
+        return bend
+
+    @staticmethod
+    def _stream(key: WatermarkKey) -> bytes:
+        return key.sub_keys[0].derive("bend")
 
     def _embed(self, pool: Tensor) -> Tensor:
         """Return composites as the clean encoder embeds them, and as the shadow thief does."""
@@ -205,3 +255,7 @@ class BendSpace:
 
 
 _OTHER_PAIRS = 30
+JUDGED = 20_000
+"""Most training images that the map's cost is judged on."""
+TRIES = 4
+"""Maps that are fitted at most, each at twice the similarity_penalty of the one before."""
