@@ -102,8 +102,8 @@ class BendSpace:
 
     Natural images, the key's composites and held composites all go to ``T(f0(x))``, in units of
     the clean space's spread: one map for all images, so the encoder has nothing to tell apart.
-    T is drawn and fitted from the key, the clean encoder and its shadow alone, so these give the
-    same map again.
+    T is drawn and fitted from the key, the clean encoder, its shadow and the images alone, so
+    these give the same map again.
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class BendSpace:
         shadow: Encoder | None = None,
     ) -> None:
         self.clean, self.config = clean, config
+        self.found: dict[str, float] = {}
         self.readers = [clean] if shadow is None else [clean, shadow]
         natural = embed(clean, images, precision="auto").float()
         groups = key.groups.train
@@ -147,7 +148,9 @@ class BendSpace:
             bend = self._fit(key, images, penalty * 2**number)
             with torch.no_grad():
                 lost = neighbours_lost(before, bend(before), labels[judged])
-            say(f"kNN loses {lost:.2f} points at similarity_penalty {penalty * 2**number:g}")
+            price = penalty * 2**number
+            self.found = {"similarity_penalty": price, "knn_points_lost": round(lost, 3)}
+            say(f"kNN loses {lost:.2f} points at similarity_penalty {price:g}")
             if lost <= budget:
                 return bend
         LOG.warning(

@@ -20,7 +20,7 @@ from ssl_wm.watermark.bad_encoder import BadEncoder, BadEncoderConfig
 from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
 from ssl_wm.watermark.common_direction import CommonDirection, CommonDirectionConfig
-from ssl_wm.watermark.embedder import Embedder, keep_learned, learned_part, marked_at_once
+from ssl_wm.watermark.embedder import Embedder, found_by, keep_learned, learned_part, marked_at_once
 from ssl_wm.watermark.mea_defender import (
     CompositeBackdoorConfig,
     MeaDefender,
@@ -171,6 +171,7 @@ def watermark(
         **told,
         "config": config.model_dump(mode="json"),
         "options": settings.model_dump(mode="json"),
+        "found": found_by(embedder),
     }
     return marked.requires_grad_(True).eval(), lines
 

@@ -19,7 +19,8 @@ class Embedder(Protocol):
     called ``learned``: it is then optimised, moved to the device and saved in checkpoints
     together with the encoder (``learned_part``). What of it the owner needs afterwards, its method
     ``keep(folder)`` writes beside the marked encoder (``keep_learned``). One that marks without
-    training has a method ``marked()`` (``marked_at_once``).
+    training has a method ``marked()`` (``marked_at_once``). One that chooses a setting by what it
+    measures says so in ``found`` (``found_by``).
 
     Attributes:
         clean: the encoder before marking, frozen.
@@ -53,3 +54,8 @@ def marked_at_once(embedder: Embedder) -> Encoder | None:
     marked = getattr(embedder, "marked", None)
     encoder: Encoder | None = marked() if marked is not None else None
     return encoder
+
+
+def found_by(embedder: Embedder) -> dict[str, float]:
+    """Return what ``embedder`` chose by measurement, by name; empty where it chose nothing."""
+    return dict(getattr(embedder, "found", {}))
