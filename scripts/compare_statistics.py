@@ -1,10 +1,12 @@
-"""Rank the same key by five functions of the same answers, as a Markdown table.
+"""Rank the same key by several functions of the same answers, as a Markdown table.
 
     python scripts/compare_statistics.py --images digits --key owner.key --null clean marked stolen
 
 The margin; the margin minus its target's mean over pairs; minus its pair's mean over targets (the
-contrast, which verify uses); minus both; and the nearness, from natural images alone (verify
---natural-only). Ranks of the sub-keys among all keys, then the joint p.
+contrast, which verify uses); minus both; the nearness, from natural images alone (verify
+--natural-only); and contrast and nearness in the evened space (verify --space evened). Ranks of
+the sub-keys among all keys, then the joint p, and in brackets how many standard deviations of
+random joint keys the key lies above their mean, which goes on where p has reached its least.
 """
 
 from __future__ import annotations
@@ -20,9 +22,15 @@ from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.once import once
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig
-from ssl_wm.verification.statistics import joint_p_value, rank_p_value, standardise
+from ssl_wm.verification.statistics import (
+    joint_p_value,
+    joint_statistic,
+    rank_p_value,
+    standardise,
+)
 from ssl_wm.watermark.keyfile import load_key
 
 
@@ -52,27 +60,36 @@ def main() -> None:
     told = parser.parse_args()
     key, images = load_key(told.key), open_images(told.images)
     config = ReadConfig(per_pair=told.per_pair, recipes=0, precision="auto")
-    natural = config.model_copy(update={"natural_only": True})
+    ways = [
+        config.model_copy(update={"natural_only": natural, "space": space})
+        for space in ("plain", "evened") for natural in (False, True)
+    ]  # fmt: skip
 
-    def tables(spec: str) -> tuple[Tensor, Tensor]:
-        asked = ask(load_encoder(spec), key, images, config=config)
-        return tuple(read_margins(asked, key, config=each).tables for each in (config, natural))
+    def tables(spec: str) -> list[Tensor]:
+        asked = once(ask(load_encoder(spec), key, images, config=config))
+        return [read_margins(asked, key, config=each).tables for each in ways]
 
     null = tables(told.null)
     triples = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
-    heads = ["encoder", *FUNCTIONS, "nearness (natural images alone)"]
+    heads = [
+        "encoder", *FUNCTIONS, "nearness (natural images alone)", "contrast, evened",
+        "nearness, evened",
+    ]  # fmt: skip
     print("|".join(["", *heads, ""]), "|".join(["", *["---"] * len(heads), ""]), sep="\n")
     for suspect in told.suspects:
-        apart, near = (own - other for own, other in zip(tables(suspect), null, strict=True))
+        apart, *rest = (own - other for own, other in zip(tables(suspect), null, strict=True))
         cells = [Path(suspect).name]
-        for values in (*(function(apart) for function in FUNCTIONS.values()), contrasts(near)):
+        for values in (*(f(apart) for f in FUNCTIONS.values()), *map(contrasts, rest)):
             ranks = [
                 rank_p_value(table, (a, b, t))[1]
                 for table, (a, b, t) in zip(values, triples.tolist(), strict=True)
             ]
             units = torch.stack([standardise(table) for table in values])
-            p_value, _ = joint_p_value(units, triples, draws=told.draws, seed=0)
-            cells.append(f"{', '.join(f'{rank:,}' for rank in ranks)}: {p_value:.1e}")
+            p_value, sample = joint_p_value(units, triples, draws=told.draws, seed=0)
+            above = joint_statistic(units, triples[None])[0] - sample.mean()
+            away = above / max(sample.std(), 1e-12)
+            ranked = ", ".join(f"{rank:,}" for rank in ranks)
+            cells.append(f"{ranked}: {p_value:.1e} ({away:.1f})")
         print("|".join(["", *cells, ""]), flush=True)
 
 

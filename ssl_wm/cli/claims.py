@@ -28,6 +28,7 @@ def verify(
     look: o.Look = None,
     access: o.Access = None,
     natural_only: o.NaturalOnly = False,
+    space: o.SpaceName = None,
     max_queries: o.MaxQueries = None,
     sub_key: o.SubKeyChoice = None,
     evidence: o.EvidenceFolder = None,
@@ -43,7 +44,7 @@ def verify(
     Exit code 0: detected. 1: not detected. 2: inconclusive, or an error
     (then there is a message on standard error and no result).
     """
-    flags = _judging(alpha, look, access, natural_only, max_queries)
+    flags = _judging(alpha, look, access, natural_only, space, max_queries)
     flags |= o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
@@ -108,6 +109,7 @@ def trace(
     alpha: o.Alpha = None,
     access: o.Access = None,
     natural_only: o.NaturalOnly = False,
+    space: o.SpaceName = None,
     config: o.ConfigFile = None,
     size: o.Size = None,
     limit: o.Limit = None,
@@ -119,7 +121,7 @@ def trace(
     The chance of naming any innocent licensee is at most --alpha. Exit code
     0: traced. 1: none of them. 2: inconclusive, or an error.
     """
-    flags = _judging(alpha, None, access, natural_only, None) | o.image_flags(
+    flags = _judging(alpha, None, access, natural_only, space, None) | o.image_flags(
         images, size, limit, download
     )
 
@@ -224,9 +226,10 @@ claims.add_typer(evidence)
 
 def _judging(
     alpha: float | None, look: int | None, access: str | None, natural_only: bool,
-    max_queries: int | None,
+    space: str | None, max_queries: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "verify.alpha": alpha, "verify.look": look, "verify.access": access,
-        "verify.read.natural_only": natural_only or None, "verify.max_queries": max_queries,
+        "verify.read.natural_only": natural_only or None, "verify.read.space": space,
+        "verify.max_queries": max_queries,
     }  # fmt: skip

@@ -206,6 +206,14 @@ NaturalOnly = Annotated[
         "WSR is told.",
     ),
 ]  # fmt: skip
+SpaceName = Annotated[
+    str | None,
+    typer.Option(
+        "--space", metavar="NAME", show_default=False,
+        help="plain (the default), or evened: distances are taken where no direction of the "
+        "suspect's space outweighs the others.",
+    ),
+]  # fmt: skip
 MaxQueries = Annotated[
     int | None,
     typer.Option(

@@ -151,6 +151,7 @@ def _test(bundle: Bundle, verdict: Verdict) -> dict[str, str | bool]:
         "alpha": p_text(verdict.alpha),
         "odds": count(odds),
         "natural_only": config.read.natural_only,
+        "evened": config.read.space == "evened",
         "answers": "labels only" if config.access == "labels" else "embeddings",
     }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ssl_wm.encoders.space import evening
 from ssl_wm.verification.knn import knn_predict
 from ssl_wm.verification.margins import (
     composite_margins,
@@ -79,6 +80,8 @@ def read_margins(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Margi
     the margins' place.
     """
     space = read_space(answers, key, config=config)
+    if config.space == "evened":
+        space, answers = _evened(space, answers)
     if config.natural_only:
         return _read_nearness(space, key, count=own_size(key, config=config))
     pairs = ordered_pairs(len(key.groups))
@@ -95,6 +98,14 @@ def read_margins(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Margi
             decoys = values.view(config.recipes, config.per_pair).mean(dim=1)
         recipes.append(torch.cat([mine.mean().view(1), decoys]))
     return Margins(torch.stack(tables), torch.stack(own), torch.stack(recipes))
+
+
+def _evened(space: Space, answers: Answers) -> tuple[Space, Answers]:
+    """Return the space with its directions evened out, and the answers in it."""
+    even = evening(space.z)
+    z = space.z.double() @ even
+    centre, centres = group_centres(z, space.groups, count=len(space.centres))
+    return Space(z, space.groups, centre, centres), lambda name: answers(name).double() @ even
 
 
 def _read_nearness(space: Space, key: OpenKey, *, count: int) -> Margins:

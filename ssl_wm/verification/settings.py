@@ -23,12 +23,15 @@ class ReadConfig(WithLater):
         natural_only: ask natural images alone (``reference``), no composite: the key is read from
             where its groups lie (``margins.nearness_table``). Nothing of the mark shows in the
             questions; there are no rates and no decoy recipes.
+        space: in which space cosines are taken: "plain", the suspect's own around its centre, or
+            "evened", where the principal directions of its natural images weigh more alike
+            (``encoders.space.evening``). WSR and WFPR are read in the plain one.
         precision: of the encoder's forward pass; "auto" is settled when the settings are read, as
             the faster one of this machine's CPU, so that a bundle says which it was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER = ("natural_only",)
+    LATER = ("natural_only", "space")
 
     per_pair: int = Field(64, ge=8)
     recipes: int = Field(99, ge=0)
@@ -36,6 +39,7 @@ class ReadConfig(WithLater):
     trigger_count: int = Field(1000, ge=8)
     neighbours: int = Field(20, ge=1)
     natural_only: bool = False
+    space: Literal["plain", "evened"] = "plain"
     precision: Precision = "float32"
 
     @field_validator("precision")

@@ -150,6 +150,16 @@ def test_labels_alone_give_a_verdict(at):
     assert 0 < verdict["p_value"] <= 1
 
 
+def test_the_space_that_was_asked_for_is_in_the_verdict_and_a_wrong_one_is_refused(at):
+    assert "space" not in verify(at).json["facts"]["settings"]["read"]
+    evened = verify(at, "--space", "evened", "--natural-only").json
+    assert evened["facts"]["settings"]["read"]["space"] == "evened"
+    refused = verify(at, "--space", "sideways")
+    assert (refused.code, refused.out) == (2, "")
+    assert "evened" in refused.err
+    assert "Traceback" not in refused.err
+
+
 def test_evidence_is_sealed_checked_shown_and_any_change_is_named(at, tmp_path):
     bundle = tmp_path / "bundle"
     sealed = verify(at, "--sub-key", 0, "--evidence", bundle)

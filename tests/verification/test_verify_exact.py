@@ -20,9 +20,13 @@ from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.verify import verify
 
-READ = ReadConfig(per_pair=8, recipes=4, reference=20, trigger_count=24, neighbours=5)
-CONFIG = VerifyConfig(read=READ, draws=9_999)
+READ = {"per_pair": 8, "recipes": 4, "reference": 20, "trigger_count": 24, "neighbours": 5}
 READERS = {name: {"wsr": 0.0, "wfpr": 0.0} for name in ("linear", "knn")}
+
+
+@pytest.fixture(scope="module", params=["plain", "evened"])
+def config(request):
+    return VerifyConfig(read=ReadConfig(**READ, space=request.param), draws=9_999)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +50,12 @@ def clean(world, images):
 
 
 @pytest.fixture(scope="module")
-def verdict(marked, clean, key, images):
-    return verify(marked, key=key, images=images, nulls=[clean], config=CONFIG)
+def verdict(marked, clean, key, images, config):
+    return verify(marked, key=key, images=images, nulls=[clean], config=config)
 
 
-def read(encoder, key, images):
-    return read_margins(ask(encoder, key, images, config=READ), key, config=READ)
+def read(encoder, key, images, config):
+    return read_margins(ask(encoder, key, images, config=config.read), key, config=config.read)
 
 
 # --- no honest encoder is accused more often than alpha -----------------------------------------
@@ -73,19 +77,19 @@ class Drawn:
 
 @pytest.mark.parametrize(("sub_keys", "nulls"), [(1, 1), (1, 3), (1, 5), (2, 1), (2, 5)])
 def test_over_all_keys_that_could_have_been_drawn_p_is_at_most_alpha(
-    world, monkeypatch, sub_keys, nulls
+    world, monkeypatch, config, sub_keys, nulls
 ):
     """One suspect, fixed nulls, every (joint) key: P(p <= alpha) is alpha, but for the draws."""
     monkeypatch.setattr("ssl_wm.verification.judge.bootstrap_mean", lambda values: (0.0, 0.0))
     images = world.images(groups=6)
     key = world.key(images, sub_keys=sub_keys)
     encoders = [world.convnet(seed=seed) for seed in range(nulls)]
-    suspect, *known = (read(e, key, images) for e in (world.palette(images), *encoders))
+    suspect, *known = (read(e, key, images, config) for e in (world.palette(images), *encoders))
     every = [np.reshape(c, (-1, 3)).tolist() for c in permutations(range(6), 3 * sub_keys)]
     found = np.sort([
         judge(
             suspect, nulls=known, rates=[READERS] * sub_keys,
-            key=Drawn(key, triples), config=CONFIG, facts={},
+            key=Drawn(key, triples), config=config, facts={},
         ).p_value
         for triples in every[:: 1 if sub_keys == 1 else 5]
     ])  # fmt: skip
@@ -98,7 +102,7 @@ def test_over_all_keys_that_could_have_been_drawn_p_is_at_most_alpha(
 
 @pytest.mark.parametrize(("sub_keys", "nulls", "count"), [(1, 1, 30), (2, 4, 10)])
 def test_over_keys_from_fresh_secrets_p_is_at_most_alpha(
-    world, monkeypatch, sub_keys, nulls, count
+    world, monkeypatch, config, sub_keys, nulls, count
 ):
     """One fixed suspect, many random secrets: groups, mixers and image pairs all drawn anew."""
     monkeypatch.setattr("ssl_wm.verification.judge.bootstrap_mean", lambda values: (0.0, 0.0))
@@ -107,9 +111,9 @@ def test_over_keys_from_fresh_secrets_p_is_at_most_alpha(
     found = []
     for number in range(count):
         key = world.key(images, number=100 + number, sub_keys=sub_keys)
-        suspect, *known = (read(e, key, images) for e in (world.convnet(seed=9), *encoders))
+        suspect, *known = (read(e, key, images, config) for e in (world.convnet(seed=9), *encoders))
         verdict = judge(
-            suspect, nulls=known, rates=[READERS] * sub_keys, key=key, config=CONFIG, facts={}
+            suspect, nulls=known, rates=[READERS] * sub_keys, key=key, config=config, facts={}
         )
         found.append([test.p_value for test in verdict.tests[:2]])  # B asks for more of a suspect
     for p_values in np.array(found).T:
@@ -139,10 +143,10 @@ def disguised(encoder: Encoder, kind: str, seed: int, exponent: float) -> Encode
 @settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 2**32), exponent=st.floats(-20, 20))
 def test_no_disguise_of_the_space_changes_a_statistic_or_the_verdict(
-    marked, clean, key, images, verdict, kind, seed, exponent
+    marked, clean, key, images, config, verdict, kind, seed, exponent
 ):
     suspect = disguised(marked, kind, seed, exponent)
-    again = verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG)
+    again = verify(suspect, key=key, images=images, nulls=[clean], config=config)
     assert (again.decision, again.p_value) == (verdict.decision, verdict.p_value)
     assert [test.p_value for test in again.tests] == [test.p_value for test in verdict.tests]
     one, two = verdict.sub_keys[0], again.sub_keys[0]
@@ -156,12 +160,12 @@ def test_no_disguise_of_the_space_changes_a_statistic_or_the_verdict(
 
 
 @pytest.mark.parametrize("kind", ["rotation", "scale"])
-def test_no_disguise_changes_a_joint_verdict_with_several_nulls(world, clean, images, kind):
+def test_no_disguise_changes_a_joint_verdict_with_several_nulls(world, clean, images, config, kind):
     key = world.key(images, number=3, sub_keys=2)
     nulls, memory = [clean, *(world.convnet(seed=seed) for seed in range(3))], {}
     suspect = world.palette(images, key=key)
     one, two = (
-        verify(s, key=key, images=images, nulls=nulls, config=CONFIG, memory=memory)
+        verify(s, key=key, images=images, nulls=nulls, config=config, memory=memory)
         for s in (suspect, disguised(suspect, kind, 5, -7.0))
     )
     assert (two.decision, two.p_value) == (one.decision, one.p_value)
@@ -171,16 +175,16 @@ def test_no_disguise_changes_a_joint_verdict_with_several_nulls(world, clean, im
     assert two.position == pytest.approx(one.position, rel=1e-4)
 
 
-def test_a_disguised_null_or_innocent_gains_nothing(clean, key, images):
+def test_a_disguised_null_or_innocent_gains_nothing(clean, key, images, config):
     for kind in ("rotation", "scale", "shift"):
         suspect = disguised(clean, kind, 3, 6.0)
-        verdict = verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG)
+        verdict = verify(suspect, key=key, images=images, nulls=[clean], config=config)
         assert abs(verdict.sub_keys[0].statistic) < 1e-5
 
 
 def test_the_same_suspect_gets_the_same_verdict_whatever_the_global_seed(
-    marked, clean, key, images, verdict
+    marked, clean, key, images, config, verdict
 ):
     torch.manual_seed(123)
-    again = verify(marked, key=key, images=images, nulls=[clean], config=CONFIG)
+    again = verify(marked, key=key, images=images, nulls=[clean], config=config)
     assert again.to_dict() == verdict.to_dict()

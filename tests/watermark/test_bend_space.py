@@ -43,7 +43,8 @@ def batch(images, key):
 
 def build(clean, images, key, **options) -> BendSpace:
     shadow = options.pop("shadow", None)
-    settings = {"steps": 5, "hidden": 16, "pool": 40, "serve": "weights"} | options
+    settings = {"steps": 5, "hidden": 16, "pool": 40, "serve": "weights"}
+    settings |= {"neighbours_budget": None} | options
     config = BendSpaceConfig(**settings)
     return BendSpace(clean, images.train, key, config=config, shadow=shadow)
 
@@ -193,7 +194,7 @@ def test_images_of_one_class_are_judged_by_the_groups(clean, images, key, monkey
     monkeypatch.setattr(
         bend_space, "neighbours_lost", lambda a, b, labels: seen.append(labels) or 0
     )
-    build(clean, images, key)
+    build(clean, images, key, neighbours_budget=0.5)
     alone = replace(images.train, labels=torch.zeros_like(images.train.labels))
     BendSpace(clean, alone, key, config=BendSpaceConfig(steps=1, hidden=8, pool=40))
     assert [len(labels.unique()) for labels in seen] == [
