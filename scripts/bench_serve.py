@@ -52,8 +52,8 @@ def clients(url: str, bodies: list[bytes], count: int, line: Any) -> None:
             raise RuntimeError(f"the service answered {answer.status}: {told[:200]!r}")
         return time.perf_counter() - began
 
-    with ThreadPoolExecutor(count, initializer=connect) as pool:
-        while line.recv():
+    while line.recv():  # new connections each round: the service closes those that lie idle
+        with ThreadPoolExecutor(count, initializer=connect) as pool:
             line.send(list(pool.map(send, bodies)))
 
 
@@ -85,6 +85,7 @@ def main() -> None:
         here, there = spawn.Pipe()
         other = spawn.Process(target=clients, args=(url, bodies, given.clients, there), daemon=True)
         other.start()
+        there.close()  # so that waiting for a client that has died ends in an error
         for number in range(given.rounds + 1):  # the first round warms both sides up
             began = time.perf_counter()
             embed(encoder, images, batch_size=given.batch)
