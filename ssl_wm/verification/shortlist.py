@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROUNDING = 2.0**-9  # bfloat16: largest error of rounding a number of [-1, 1]
+ROUNDING = 2.0**-9  # bfloat16: how far rounding a number of [-1, 1] moves it, at most
 CHUNK = 64  # columns that one maximum stands for: c, c + W, c + 2 W, ... of W * CHUNK columns
 QUERIES = 256  # rows of queries worked on together
 CROWD = 256  # rows of a shortlist above which all cosines are computed in float32
@@ -76,11 +76,12 @@ class Shortlist:
 
 
 def error_bound(query_error: Tensor, tile_error: float, *, width: int) -> Tensor:
-    """Return how far a bfloat16 cosine of unit rows can be from the exact one, (Q,).
+    """Return how far a bfloat16 cosine of unit rows can lie below the exact one, (Q,).
 
     With q' and b' the rounded rows, ``|q b - q' b'| <= |q - q'| |b| + |q'| |b - b'|`` (Cauchy and
     Schwarz); to it come the rounding of the result and of ``width`` float32 additions. A
-    ``q' b'`` that comes out a little above 1 is rounded towards ``q b``, which is at most 1.
+    ``q' b'`` above 1 comes out as 1 or more, never below ``q b``. A cosine that comes out too
+    large only lengthens a list.
 
     Args:
         query_error: (Q,) distance of each query to its rounded self.
