@@ -1,4 +1,4 @@
-"""Which null encoders are made, and how: a table of thefts gone through in turn."""
+"""Which null encoders are made, and how: tables of thefts and washings gone through in turn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ssl_wm.console import say
 from ssl_wm.encoders.load import width_of
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
+from ssl_wm.later import WithLater
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.pretrain import PretrainConfig
 from ssl_wm.training.settings import FitConfig
@@ -59,47 +60,100 @@ COPIES: tuple[Copy, ...] = (
 """Gone through in turn, the pools too; further rounds differ by their seeds."""
 
 
-class NullsConfig(BaseModel):
+@dataclass(frozen=True)
+class Wash:
+    """One way of washing the clean encoder, as if it had a mark.
+
+    Attributes:
+        attempt: a name in ``REMOVALS``.
+        strength: as its ``dial`` says.
+        labels: whether it needs labelled images.
+    """
+
+    attempt: str
+    strength: float
+    labels: bool = False
+
+
+WASHES: tuple[Wash, ...] = (
+    Wash("ssl", 1e-3),
+    Wash("ftal", 1e-3, labels=True),
+    Wash("weight-shift", 1.5),
+    Wash("ssl", 3e-4),
+    Wash("ftal", 3e-4, labels=True),
+    Wash("weight-shift", 1.0),
+)
+"""Gone through in turn; those that need labels are left out where the images have one class."""
+
+WASHED_WITH = 5000
+"""Most images that a washing takes."""
+
+
+class NullsConfig(WithLater):
     """Which null encoders are made.
 
     Attributes:
         count: how many. More of them later leave the first ones as they are.
-        retrained: share that is trained like the clean encoder; the others are copies of it.
-        pretrain: the training loop of these; None takes the clean encoder's own.
+        retrained: share that is trained like the clean encoder.
+        washed: share that is the clean encoder after an attempt to wash a mark off (``WASHES``);
+            the rest are copies of it. They show ``verify`` with ``centring: fitted`` what such
+            attempts move by themselves.
+        pretrain: the training loop of the retrained ones; None takes the clean encoder's own.
         steal: the training loop of the copies.
+        wash: the training loop of the washings, which set its learning rate.
         seed: every null encoder's seed is derived from it and its number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER = ("washed", "wash")
 
     count: int = Field(20, ge=1, le=999)
     retrained: float = Field(0.25, ge=0, le=1)
+    washed: float = Field(0.0, ge=0, le=1)
     pretrain: FitConfig | None = None
     steal: FitConfig = Field(default_factory=lambda: FitConfig(epochs=8, learning_rate=2e-3))
+    wash: FitConfig = FitConfig(epochs=2, batch_size=64, weight_decay=0.0, warmup_steps=10)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares(self) -> NullsConfig:
+        if self.retrained + self.washed > 1:
+            raise ValueError(
+                f"retrained {self.retrained:g} and washed {self.washed:g} are shares of one whole, "
+                "so together at most 1"
+            )
+        return self
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one null encoder is made; exactly one of ``pretrain`` and ``steal`` is set.
+    """How one null encoder is made; exactly one of ``pretrain``, ``steal`` and ``wash`` is set.
 
     Attributes:
         name: of its folder.
         pool: which images: "" for the owner's own, else a name of the pools.
         pretrain: settings of a retrained one.
         steal: settings of a copy.
+        wash: what the clean encoder goes through.
+        fit: the training loop of ``wash``.
+        seed: of ``wash``.
     """
 
     name: str
     pool: str = ""
     pretrain: PretrainConfig | None = None
     steal: StealConfig | None = None
+    wash: Wash | None = None
+    fit: FitConfig | None = None
+    seed: int = 0
 
     @property
     def says(self) -> str:
         """What is done, in words."""
         if self.pretrain is not None:
             return f"trained like the clean encoder ({self.pretrain.arch}), another seed"
+        if self.wash is not None:
+            return f"the clean encoder after {self.wash.attempt} at {self.wash.strength:g}"
         theft = self.steal or StealConfig()
         pool = f" of {self.pool}" if self.pool else ""
         return f"copy by {theft.attack} into {theft.arch}, {theft.budget:,} queries{pool}"
@@ -123,12 +177,19 @@ def plan_nulls(clean: Encoder, *, config: NullsConfig, pools: Mapping[str, Image
         )
     like = like_the_clean(clean, images=pools[""], fit=config.pretrain)
     names, plans = list(pools), []
-    copies = 0
+    labelled = len(pools[""].labels.unique()) > 1
+    washes = [wash for wash in WASHES if labelled or not wash.labels]
+    share = config.washed / (1 - config.retrained) if config.retrained < 1 else 0.0
+    copies = washed = 0
     for number in range(config.count):
         name, seed = f"null-{number:02d}", derive_seed(config.seed, "null", number) % 2**31
-        before = math.floor(number * config.retrained + 1e-9)
-        if math.floor((number + 1) * config.retrained + 1e-9) > before:
+        if _is_due(number, config.retrained):
             plans.append(Plan(name, pretrain=like.model_copy(update={"seed": seed})))
+            continue
+        if _is_due(copies + washed, share):
+            wash = washes[washed % len(washes)]
+            plans.append(Plan(name, wash=wash, fit=config.wash, seed=seed))
+            washed += 1
             continue
         copy = COPIES[copies % len(COPIES)]
         pool = names[(copies + copies // len(COPIES)) % len(names)]
@@ -143,6 +204,11 @@ def plan_nulls(clean: Encoder, *, config: NullsConfig, pools: Mapping[str, Image
         plans.append(Plan(name, pool, steal=theft))
         copies += 1
     return plans
+
+
+def _is_due(number: int, share: float) -> bool:
+    """Return whether the ``number``-th of many is one of the ``share`` that is spread evenly."""
+    return math.floor((number + 1) * share + 1e-9) > math.floor(number * share + 1e-9)
 
 
 def like_the_clean(clean: Encoder, *, images: ImageSet, fit: FitConfig | None) -> PretrainConfig:

@@ -2,7 +2,8 @@
 
 Some are trained as the clean encoder was, from other seeds. The rest are copies of the *clean*
 encoder, stolen with other shapes, attacks, budgets and pools, because theft alone moves
-margins and an honest null must hold what theft does. None of them depends on any key, so any
+margins and an honest null must hold what theft does; or the clean encoder after attempts to wash
+a mark off that it does not have, which move margins too. None of them depends on any key, so any
 choice of them keeps the test of ``ssl_wm.verification.verify`` exact; many and various ones
 make it stronger.
 """
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,8 +25,9 @@ from ssl_wm.encoders.saved import FACTS
 from ssl_wm.errors import ConfigError, EncoderError, TrainingError
 from ssl_wm.extraction.steal import steal
 from ssl_wm.files import canonical_json, read_json, sha256_bytes, write_json
-from ssl_wm.null_plans import NullsConfig, Plan, is_marked, plan_nulls
-from ssl_wm.training.loop import finish
+from ssl_wm.null_plans import WASHED_WITH, NullsConfig, Plan, Wash, is_marked, plan_nulls
+from ssl_wm.removal.remove import RemovalConfig, forget, remove
+from ssl_wm.rng import torch_stream
 from ssl_wm.training.pretrain import pretrain
 
 if TYPE_CHECKING:
@@ -99,12 +102,15 @@ def null_folders(path: Path) -> list[Path]:
 
 
 def _identity(plan: Plan, *, clean: str | None, pool: ImageSet) -> str:
-    parts = {
+    parts: dict[str, Any] = {
         "pretrain": plan.pretrain.model_dump(mode="json") if plan.pretrain else None,
         "steal": plan.steal.model_dump(mode="json") if plan.steal else None,
         "images": pool.fingerprint,
-        "clean": clean if plan.steal else None,
+        "clean": None if plan.pretrain else clean,
     }
+    if plan.wash is not None and plan.fit is not None:
+        fit = plan.fit.model_dump(mode="json")
+        parts |= {"wash": asdict(plan.wash), "fit": fit, "seed": plan.seed}
     return sha256_bytes(canonical_json(parts))
 
 
@@ -129,8 +135,10 @@ def _make(plan: Plan, clean: Encoder, pool: ImageSet, *, folder: Path, identity:
         encoder = pretrain(pool, config=plan.pretrain, folder=folder)[0]
     elif plan.steal is not None:
         encoder = steal(clean, images=pool, config=plan.steal, folder=folder).surrogate
+    elif plan.wash is not None:
+        encoder = _washed(clean, plan.wash, plan, pool, folder=folder)
     else:
-        raise ConfigError(f"{plan.name} has neither a training nor a theft")
+        raise ConfigError(f"{plan.name} has neither a training nor a theft nor a washing")
     try:
         embed(encoder, pool.take(torch.arange(min(64, len(pool)))))
     except EncoderError as error:
@@ -142,6 +150,16 @@ def _make(plan: Plan, clean: Encoder, pool: ImageSet, *, folder: Path, identity:
     seconds = round(time.perf_counter() - began, 1)
     facts = {"name": plan.name, "pool": plan.pool, "says": plan.says, "seconds": seconds}
     write_json(folder / NOTE, {"identity": identity, **facts})
-    finish(folder)
+    forget(folder)
     for name in ("transfer.safetensors", "queries.json"):  # many MB that nothing asks for again
         (folder / name).unlink(missing_ok=True)
+
+
+def _washed(clean: Encoder, wash: Wash, plan: Plan, pool: ImageSet, *, folder: Path) -> Encoder:
+    """Return the clean encoder after ``wash``, with some of the images."""
+    order = torch.randperm(len(pool), generator=torch_stream(plan.seed, "washing"))
+    return remove(
+        clean, attempt=wash.attempt, strength=wash.strength, seed=plan.seed, folder=folder,
+        images=pool.subset(order[:WASHED_WITH].sort().values),
+        config=RemovalConfig(fit=plan.fit) if plan.fit else None,
+    )  # fmt: skip

@@ -22,7 +22,8 @@ PUBLIC = {
 }  # fmt: skip
 MATHS = (
     "extraction.losses", "watermark.losses", "watermark.mixers", "watermark.mgda",
-    "verification.margins", "verification.statistics", "verification.probe", "verification.knn",
+    "encoders.nearest", "encoders.space", "verification.centring", "verification.margins",
+    "verification.statistics", "verification.probe", "verification.knn",
 )  # fmt: skip
 NOT_MATHS = (
     "ssl_wm.config", "ssl_wm.files", "ssl_wm.console", "ssl_wm.cli", "ssl_wm.report",

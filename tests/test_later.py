@@ -12,7 +12,7 @@ from ssl_wm.verification.settings import ReadConfig
 
 CHANGED = {
     FitConfig: {"compile": "graphs", "accumulate": 2},
-    ReadConfig: {"natural_only": True, "space": "evened"},
+    ReadConfig: {"natural_only": True, "space": "evened", "centring": "fitted"},
     StealConfig: {"selection": "k-centre", "repeats": 3, "keep": "best", "denoise": True},
     RemovalConfig: {"distil": FitConfig(epochs=3), "distil_arch": "convnet-xs"},
 }

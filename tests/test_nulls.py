@@ -15,8 +15,9 @@ from ssl_wm.encoders.load import build_encoder, encoder_digest, load_encoder, sa
 from ssl_wm.encoders.saved import FACTS
 from ssl_wm.errors import ConfigError, TrainingError
 from ssl_wm.extraction.steal import ATTACKS
-from ssl_wm.null_plans import COPIES, OWN, NullsConfig, plan_nulls, sized
+from ssl_wm.null_plans import COPIES, OWN, WASHES, NullsConfig, plan_nulls, sized
 from ssl_wm.nulls import make_nulls, null_folders
+from ssl_wm.removal.remove import REMOVALS, checked
 from ssl_wm.training.pretrain import PretrainConfig, pretrain
 from ssl_wm.training.settings import FitConfig
 
@@ -122,7 +123,57 @@ def test_a_marked_encoder_is_no_source_of_nulls(clean, images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"retrained": 1.1}, {"counts": 3}])
+def test_every_washing_of_the_table_can_be_carried_out_and_says_what_it_needs():
+    for wash in WASHES:
+        assert checked([wash.attempt], wash.strength) == (wash.strength,)
+        assert wash.labels == (REMOVALS[wash.attempt].needs == "labels")
+    assert len(set(WASHES)) == len(WASHES)
+
+
+@pytest.mark.parametrize(("retrained", "washed"), [(0.0, 0.6), (0.25, 0.5), (0.4, 0.6), (1.0, 0)])
+def test_the_share_of_washed_ones_is_kept_and_more_of_them_change_nothing(
+    clean, images, retrained, washed
+):
+    def plans(count: int) -> list[object]:
+        config = NullsConfig(count=count, retrained=retrained, washed=washed)
+        return plan_nulls(clean, config=config, pools={"": images.train})
+
+    whole = plans(40)
+    assert sum(plan.wash is not None for plan in whole) == 40 * washed
+    assert sum(plan.pretrain is not None for plan in whole) == 40 * retrained
+    assert plans(13) == whole[:13]
+    if washed:
+        assert {plan.wash for plan in whole if plan.wash} == set(WASHES)
+        assert any("the clean encoder after ssl at 0.001" in plan.says for plan in whole)
+
+
+def test_images_of_one_class_are_washed_without_labels(clean, images):
+    one = replace(images.train, labels=torch.zeros(len(images.train), dtype=torch.int64))
+    config = NullsConfig(count=20, retrained=0, washed=1)
+    plans = plan_nulls(clean, config=config, pools={"": one})
+    assert {plan.wash for plan in plans} == {wash for wash in WASHES if not wash.labels}
+
+
+def test_washed_nulls_are_the_clean_encoder_changed_and_go_on_where_they_stopped(
+    clean, images, tmp_path, monkeypatch
+):
+    config = NullsConfig(count=3, retrained=0, washed=1, wash=FIT)
+    made = make_nulls(clean, images, config=config, out=tmp_path)
+    digests = [fingerprint(folder) for folder in made]
+    assert len({*digests, encoder_digest(clean)}) == 4
+    attempts = [load_encoder(folder).made["attempt"] for folder in made]
+    assert attempts == ["ssl", "ftal", "weight-shift"]
+    assert not list(tmp_path.rglob("training.ckpt"))
+    monkeypatch.setattr(module, "remove", lambda *a, **k: pytest.fail("made again"))
+    assert make_nulls(clean, images, config=config, out=tmp_path) == made
+    other = config.model_copy(update={"wash": FIT.model_copy(update={"epochs": 2})})
+    with pytest.raises(ConfigError, match="made with other settings"):
+        make_nulls(clean, images, config=other, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"count": 0}, {"retrained": 1.1}, {"counts": 3}, {"retrained": 0.6, "washed": 0.6}]
+)
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="validation error"):
         NullsConfig(**wrong)

@@ -22,11 +22,12 @@ from ssl_wm.calibration.fresh import fresh_triples, places_among
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.files import plain
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.centring import centred
 from ssl_wm.verification.judge import judge
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
-from ssl_wm.verification.statistics import draw_joint_keys, null_centred
+from ssl_wm.verification.statistics import draw_joint_keys
 from ssl_wm.verification.verdict import Verdict, decide
 from ssl_wm.verification.verify import affordable
 
@@ -98,7 +99,7 @@ class Judge:
         nulls = self._nulls_for(cell.encoder, read)
         verdict = judge(margins, nulls=nulls, rates=rates, key=key, config=config, facts={})
         has_fresh = cell.encoder == CONTROL and self.control_keys
-        return _kept_of(verdict), self._fresh(cell, margins, nulls) if has_fresh else None
+        return _kept_of(verdict), self._fresh(cell, margins, nulls, read) if has_fresh else None
 
     def _nulls_for(self, name: str, read: ReadConfig) -> list[Margins]:
         """Return the nulls' margins; without an encoder's own where there are others."""
@@ -115,11 +116,14 @@ class Judge:
             return known
         return [each for place, each in enumerate(known) if place != own]
 
-    def _fresh(self, cell: Cell, margins: Margins, nulls: list[Margins]) -> np.ndarray:
+    def _fresh(
+        self, cell: Cell, margins: Margins, nulls: list[Margins], read: ReadConfig
+    ) -> np.ndarray:
         key = self.opened.key
-        statistics = null_centred(
-            contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls])
-        )
+        statistics = centred(
+            contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls]),
+            centring=read.centring,
+        )  # fmt: skip
         triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
         return key_p_values(statistics, triples, drawn=self._drawn)
 

@@ -26,9 +26,9 @@ from ssl_wm.console import say
 from ssl_wm.data.sources import Images, ImageSet
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import build_encoder
+from ssl_wm.encoders.nearest import nearest
 from ssl_wm.errors import SslWmError, VerificationError
 from ssl_wm.verification.answers import ask
-from ssl_wm.verification.knn import nearest
 from ssl_wm.verification.probe import fit_probe
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig

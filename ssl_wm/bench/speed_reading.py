@@ -16,8 +16,9 @@ from ssl_wm.bench.speed_sizes import Setup, synthetic_embeddings
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import as_matrix
 from ssl_wm.encoders.load import build_encoder
+from ssl_wm.encoders.nearest import nearest
 from ssl_wm.encoders.properties import eval_mode
-from ssl_wm.verification.knn import knn_predict, nearest
+from ssl_wm.verification.knn import knn_predict
 from ssl_wm.verification.probe import fit_probe
 
 TEMPERATURE = 0.1

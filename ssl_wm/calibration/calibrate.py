@@ -39,13 +39,13 @@ from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.console import say
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import VerificationError
+from ssl_wm.verification.centring import centred
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
 from ssl_wm.verification.statistics import (
     NOT_A_NUMBER,
     draw_joint_keys,
     joint_statistic,
-    null_centred,
     standardise,
 )
 
@@ -199,9 +199,10 @@ def decisions(
         drawn: (draws, S, 3) joint keys behind the null.
         config: levels.
     """
-    statistics = null_centred(
-        contrasts(reading.tables), torch.stack([contrasts(table) for table in reference.tables])
-    )
+    statistics = centred(
+        contrasts(reading.tables), torch.stack([contrasts(table) for table in reference.tables]),
+        centring=config.read.centring,
+    )  # fmt: skip
     away = of_triples(reading.margins - reference.margins / len(reference.tables), triples)
     hits = of_triples(reading.nearest, triples).mean(axis=1)
     naive = {

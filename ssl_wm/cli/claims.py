@@ -29,6 +29,7 @@ def verify(
     access: o.Access = None,
     natural_only: o.NaturalOnly = False,
     space: o.SpaceName = None,
+    centring: o.CentringName = None,
     max_queries: o.MaxQueries = None,
     sub_key: o.SubKeyChoice = None,
     evidence: o.EvidenceFolder = None,
@@ -44,7 +45,7 @@ def verify(
     Exit code 0: detected. 1: not detected. 2: inconclusive, or an error
     (then there is a message on standard error and no result).
     """
-    flags = _judging(alpha, look, access, natural_only, space, max_queries)
+    flags = _judging(alpha, look, access, natural_only, space, centring, max_queries)
     flags |= o.image_flags(images, size, limit, download)
 
     def run() -> dict[str, Any]:
@@ -79,10 +80,11 @@ def nulls(
     download: o.Download = None,
     as_json: o.Json = False,
 ) -> None:
-    """Make null encoders from your clean one: retrained ones and stolen copies of it.
+    """Make null encoders from your clean one: retrained ones, stolen copies, washed ones.
 
-    Theft alone moves a margin; the more of these verify is given, the better
-    it tells what only your mark can have done.
+    Theft alone moves a margin, and so does washing (nulls: {washed: 0.6} in
+    the config); the more of these verify is given, with --centring fitted
+    above all, the better it tells what only your mark can have done.
     """
     flags = {"nulls.count": count, "nulls.seed": seed}
     flags |= o.image_flags(images, size, limit, download)
@@ -110,6 +112,7 @@ def trace(
     access: o.Access = None,
     natural_only: o.NaturalOnly = False,
     space: o.SpaceName = None,
+    centring: o.CentringName = None,
     config: o.ConfigFile = None,
     size: o.Size = None,
     limit: o.Limit = None,
@@ -121,7 +124,7 @@ def trace(
     The chance of naming any innocent licensee is at most --alpha. Exit code
     0: traced. 1: none of them. 2: inconclusive, or an error.
     """
-    flags = _judging(alpha, None, access, natural_only, space, None) | o.image_flags(
+    flags = _judging(alpha, None, access, natural_only, space, centring, None) | o.image_flags(
         images, size, limit, download
     )
 
@@ -226,10 +229,10 @@ claims.add_typer(evidence)
 
 def _judging(
     alpha: float | None, look: int | None, access: str | None, natural_only: bool,
-    space: str | None, max_queries: int | None,
+    space: str | None, centring: str | None, max_queries: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
         "verify.alpha": alpha, "verify.look": look, "verify.access": access,
         "verify.read.natural_only": natural_only or None, "verify.read.space": space,
-        "verify.max_queries": max_queries,
+        "verify.read.centring": centring, "verify.max_queries": max_queries,
     }  # fmt: skip

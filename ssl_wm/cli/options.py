@@ -214,6 +214,14 @@ SpaceName = Annotated[
         "suspect's space outweighs the others.",
     ),
 ]  # fmt: skip
+CentringName = Annotated[
+    str | None,
+    typer.Option(
+        "--centring", metavar="NAME", show_default=False,
+        help="How what null encoders show too is taken off: their mean (the default), or fitted: "
+        "as much of each as explains the suspect best.",
+    ),
+]  # fmt: skip
 MaxQueries = Annotated[
     int | None,
     typer.Option(

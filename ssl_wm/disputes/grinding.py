@@ -21,6 +21,7 @@ from ssl_wm.errors import VerificationError
 from ssl_wm.files import sha256_bytes
 from ssl_wm.rng import derive_seed
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.centring import centred
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.once import share_reference
 from ssl_wm.verification.readings import read_margins
@@ -28,7 +29,6 @@ from ssl_wm.verification.statistics import (
     clopper_pearson,
     draw_joint_keys,
     joint_statistic,
-    null_centred,
     standardise,
 )
 from ssl_wm.watermark.derivation import derive
@@ -87,7 +87,7 @@ def key_reader(
             contrasts(read_margins(asked(encoder, key, kept), key, config=lean).tables)
             for encoder, kept in zip(encoders, references, strict=True)
         )
-        return null_centred(suspected, torch.stack(others))
+        return centred(suspected, torch.stack(others), centring=config.centring)
 
     return read
 

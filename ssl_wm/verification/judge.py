@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_wm.errors import VerificationError
+from ssl_wm.verification.centring import centred, null_centred
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.questions import count_queries
 from ssl_wm.verification.statistics import (
@@ -19,7 +20,6 @@ from ssl_wm.verification.statistics import (
     bootstrap_mean,
     conformal_p_value,
     joint_p_value,
-    null_centred,
     rank_p_value,
     recipe_p_value,
     standardise,
@@ -53,9 +53,10 @@ def judge(
         raise VerificationError(
             "verify needs at least one null encoder: name the clean encoder with --null"
         )
-    statistics = null_centred(
-        contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls])
-    )
+    statistics = centred(
+        contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls]),
+        centring=config.read.centring,
+    )  # fmt: skip
     subs = _sub_verdicts(margins, nulls, rates, statistics, key)
     first, null, position = _test_a1(statistics, subs, key, config)
     found = [first, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
@@ -160,8 +161,8 @@ def _test_a2(margins: Margins, nulls: Sequence[Margins]) -> list[TestResult]:
     recipes = margins.recipes.shape[1] - 1
     if not recipes:
         return []
-    centred = null_centred(margins.recipes, torch.stack([null.recipes for null in nulls]))
-    p_value, smallest = recipe_p_value(centred)
+    apart = null_centred(margins.recipes, torch.stack([null.recipes for null in nulls]))
+    p_value, smallest = recipe_p_value(apart)
     says = f"same groups, rank of the recipes among {recipes} random ones for each sub-key"
     return [TestResult("A2", p_value, smallest, says)]
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ssl_wm.later import WithLater
 from ssl_wm.precision import Precision, settled
+from ssl_wm.verification.centring import Centring
 
 
 class ReadConfig(WithLater):
@@ -26,12 +27,14 @@ class ReadConfig(WithLater):
         space: in which space cosines are taken: "plain", the suspect's own around its centre, or
             "evened", where the principal directions of its natural images weigh more alike
             (``encoders.space.evening``). WSR and WFPR are read in the plain one.
+        centring: how what the null encoders show too is taken off (``centring.CENTRINGS``): their
+            "mean", or the "fitted" linear combination of them that explains most of the suspect.
         precision: of the encoder's forward pass; "auto" is settled when the settings are read, as
             the faster one of this machine's CPU, so that a bundle says which it was.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER = ("natural_only", "space")
+    LATER = ("natural_only", "space", "centring")
 
     per_pair: int = Field(64, ge=8)
     recipes: int = Field(99, ge=0)
@@ -40,6 +43,7 @@ class ReadConfig(WithLater):
     neighbours: int = Field(20, ge=1)
     natural_only: bool = False
     space: Literal["plain", "evened"] = "plain"
+    centring: Centring = "mean"
     precision: Precision = "float32"
 
     @field_validator("precision")

@@ -20,8 +20,6 @@ from torch import Tensor
 from ssl_wm.errors import VerificationError
 from ssl_wm.rng import numpy_stream
 
-PRIOR_WEIGHT = 4.0
-ENOUGH_NULLS = 4
 NOT_A_NUMBER = (
     "the margin of a key is not a number, so nothing can be ranked; check that every group has "
     "images and that the encoder's embeddings are finite and of sane scale"
@@ -66,32 +64,6 @@ def rank_p_value(statistics: Tensor, key: tuple[int, int, int]) -> tuple[float, 
     known = statistics[~statistics.isnan()]
     rank = int((known >= statistics[key]).sum())
     return rank / len(known), rank, len(known)
-
-
-def null_centred(values: Tensor, nulls: Tensor) -> Tensor:
-    """Return ``values`` minus their mean over the nulls, over their spread where it is known.
-
-    With m >= 4 null encoders each key's difference is divided by a moderated deviation,
-    ``s^2 = (4 s0^2 + sum (x - mean)^2) / (4 + m - 1)`` with s0^2 the median variance of all
-    keys (Smyth, 2004, eq. 1 with a fixed prior weight): a key whose few nulls happen to agree
-    does not become certain. No null depends on the secret, so ranks stay exact.
-
-    Args:
-        values: (...) statistics of the suspect.
-        nulls: (m, ...) the same of the null encoders.
-
-    >>> null_centred(torch.tensor([3.0, 1.0]), torch.tensor([[1.0, 1.0]]))
-    tensor([2., 0.])
-    """
-    difference = values - nulls.mean(dim=0)
-    difference = torch.where(difference.abs() < 1e-12, 0.0, difference)
-    count = len(nulls)
-    if count < ENOUGH_NULLS:
-        return difference
-    squares = (nulls - nulls.mean(dim=0)).square().sum(dim=0)
-    prior = (squares / (count - 1)).nanmedian()
-    spread = ((PRIOR_WEIGHT * prior + squares) / (PRIOR_WEIGHT + count - 1)).sqrt()
-    return difference / spread.clamp(min=1e-12)
 
 
 def standardise(statistics: Tensor) -> Tensor:

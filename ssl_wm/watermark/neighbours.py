@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK = 1000
+from ssl_wm.encoders.nearest import nearest, vote
 
 
 def neighbours_right(z: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.1) -> Tensor:
     """Return which images (N,) bool get their own label from their k nearest others.
 
-    A neighbour votes with ``exp(cosine / temperature)`` (Wu et al., CVPR 2018, section 3.4); no
-    image votes on itself.
-
     Args:
-        z: (N, D) embeddings.
+        z: (N, D) embeddings; at least 2.
         labels: (N,) int64.
         k: neighbours; at most N - 1 count.
-        temperature: of the vote.
+        temperature: of the vote (``encoders.nearest.vote``).
     """
-    rows = F.normalize(z.float(), dim=1)
-    columns, k = rows.T.contiguous(), min(k, len(z) - 1)
-    found = []
-    for start in range(0, len(z), BLOCK):
-        cosines = rows[start : start + BLOCK] @ columns
-        place = torch.arange(len(cosines))
-        cosines[place, place + start] = -torch.inf
-        nearest, index = cosines.topk(k, dim=1)
-        weights = ((nearest - nearest[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(cosines), int(labels.max()) + 1)
-        found.append(votes.scatter_add_(1, labels[index], weights).argmax(dim=1))
-    return torch.cat(found) == labels
+    k = min(k, len(z) - 1)
+    cosines, index = nearest(z, z, k=k + 1)
+    own = index == torch.arange(len(z)).unsqueeze(1)
+    own[:, -1] |= ~own.any(dim=1)  # equal images may have crowded the image itself out
+    kept = cosines[~own].view(len(z), k), index[~own].view(len(z), k)
+    return vote(kept[0], labels[kept[1]], temperature=temperature) == labels
 
 
 def neighbours_lost(before: Tensor, after: Tensor, labels: Tensor) -> float:

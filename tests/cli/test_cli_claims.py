@@ -160,6 +160,20 @@ def test_the_space_that_was_asked_for_is_in_the_verdict_and_a_wrong_one_is_refus
     assert "Traceback" not in refused.err
 
 
+def test_the_centring_that_was_asked_for_is_sealed_and_a_wrong_one_is_refused(at, tmp_path):
+    assert "centring" not in verify(at).json["facts"]["settings"]["read"]
+    bundle = tmp_path / "bundle"
+    fitted = verify(at, "--centring", "fitted", "--space", "evened", "--evidence", bundle)
+    assert fitted.json["facts"]["settings"]["read"]["centring"] == "fitted"
+    assert run("evidence", "check", bundle).code == 0
+    page = Path(run("evidence", "report", bundle, "--json").json["out"])
+    assert "explains the suspect" in page.read_text()
+    refused = verify(at, "--centring", "sideways")
+    assert (refused.code, refused.out) == (2, "")
+    assert "fitted" in refused.err
+    assert "Traceback" not in refused.err
+
+
 def test_evidence_is_sealed_checked_shown_and_any_change_is_named(at, tmp_path):
     bundle = tmp_path / "bundle"
     sealed = verify(at, "--sub-key", 0, "--evidence", bundle)

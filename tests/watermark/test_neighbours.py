@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_wm.verification.knn import knn_predict
-from ssl_wm.watermark import neighbours
 from ssl_wm.watermark.neighbours import neighbours_lost, neighbours_right
 
 
@@ -30,11 +29,11 @@ def test_an_image_is_right_where_knn_without_it_says_so(count, k, seed):
         assert right[place] == (told[0] == labels[place])
 
 
-def test_blocks_change_nothing(monkeypatch):
-    z, labels = cloud(50, 0)
-    whole = neighbours_right(z, labels)
-    monkeypatch.setattr(neighbours, "BLOCK", 7)
-    assert torch.equal(neighbours_right(z, labels), whole)
+def test_an_image_that_equal_images_crowd_out_still_does_not_vote_on_itself():
+    z = torch.cat([torch.ones(6, 3), -torch.ones(2, 3)])
+    labels = torch.tensor([1, 0, 0, 0, 0, 0, 2, 2])
+    right = neighbours_right(z, labels, k=2)
+    assert right.tolist() == [False, True, True, True, True, True, True, True]
 
 
 def test_a_rotation_costs_nothing_and_a_collapse_what_chance_leaves():

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ssl_wm.verification import knn, shortlist
-from ssl_wm.verification.shortlist import Shortlist, error_bound
+from ssl_wm.encoders import nearest, shortlist
+from ssl_wm.encoders.shortlist import Shortlist, error_bound
 
 
 def rows(count: int, width: int, seed: int, *, shift: float = 0.0) -> Tensor:
@@ -89,12 +89,12 @@ def test_both_ways_through_nearest_find_the_same(monkeypatch):
     queries, bank = 5 * rows(300, 24, 0), 0.1 * rows(5000, 24, 1)
     both = []
     for fast in (True, False):
-        monkeypatch.setattr(knn, "fast_bfloat16", lambda fast=fast: fast)
-        both.append(knn.nearest(queries, bank, k=9))
+        monkeypatch.setattr(nearest, "fast_bfloat16", lambda fast=fast: fast)
+        both.append(nearest.nearest(queries, bank, k=9))
     assert torch.equal(both[0][1], both[1][1])
     torch.testing.assert_close(both[0][0], both[1][0], rtol=0, atol=1e-6)
 
 
 def test_a_small_search_takes_no_shortlist(monkeypatch):
-    monkeypatch.setattr(knn, "fast_bfloat16", lambda: pytest.fail("asked"))
-    assert knn.nearest(rows(10, 4, 0), rows(5000, 4, 1), k=2)[1].shape == (10, 2)
+    monkeypatch.setattr(nearest, "fast_bfloat16", lambda: pytest.fail("asked"))
+    assert nearest.nearest(rows(10, 4, 0), rows(5000, 4, 1), k=2)[1].shape == (10, 2)
