@@ -4,8 +4,9 @@
 
 The margin; the margin minus its target's mean over pairs; minus its pair's mean over targets (the
 contrast, which verify uses); minus both; the nearness, from natural images alone (verify
---natural-only); and contrast and nearness in the evened space (verify --space evened). Ranks of
-the sub-keys among all keys, then the joint p, and in brackets how many standard deviations of
+--natural-only); contrast and nearness in the evened space (verify --space evened); and these two
+with the nulls fitted (--centring fitted). Several --null may be given, folders of them too. Ranks
+of the sub-keys among all keys, then the joint p, and in brackets how many standard deviations of
 random joint keys the key lies above their mean, which goes on where p has reached its least.
 """
 
@@ -18,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_wm.commands.claims import spread
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.centring import centred
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.once import once
 from ssl_wm.verification.readings import read_margins
@@ -53,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", required=True, metavar="SPEC")
     parser.add_argument("--key", required=True, type=Path, metavar="FILE")
-    parser.add_argument("--null", required=True, metavar="SPEC")
+    parser.add_argument("--null", required=True, action="append", metavar="SPEC")
     parser.add_argument("--per-pair", type=int, default=64, metavar="N")
     parser.add_argument("--draws", type=int, default=9_999_999, metavar="N")
     parser.add_argument("suspects", nargs="+", metavar="SUSPECT")
@@ -69,17 +72,22 @@ def main() -> None:
         asked = once(ask(load_encoder(spec), key, images, config=config))
         return [read_margins(asked, key, config=each).tables for each in ways]
 
-    null = tables(told.null)
+    nulls = [tables(str(spec)) for spec in spread(told.null)]
     triples = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
     heads = [
         "encoder", *FUNCTIONS, "nearness (natural images alone)", "contrast, evened",
-        "nearness, evened",
+        "nearness, evened", "contrast, evened, fitted", "nearness, evened, fitted",
     ]  # fmt: skip
     print("|".join(["", *heads, ""]), "|".join(["", *["---"] * len(heads), ""]), sep="\n")
     for suspect in told.suspects:
-        apart, *rest = (own - other for own, other in zip(tables(suspect), null, strict=True))
-        cells = [Path(suspect).name]
-        for values in (*(f(apart) for f in FUNCTIONS.values()), *map(contrasts, rest)):
+        own, cells = tables(suspect), [Path(suspect).name]
+        for way, function, centring in [
+            *((0, function, "mean") for function in FUNCTIONS.values()),
+            *((way, contrasts, "mean") for way in (1, 2, 3)),
+            *((way, contrasts, "fitted") for way in (2, 3)),
+        ]:
+            others = torch.stack([function(null[way]) for null in nulls])
+            values = centred(function(own[way]), others, centring=centring)
             ranks = [
                 rank_p_value(table, (a, b, t))[1]
                 for table, (a, b, t) in zip(values, triples.tolist(), strict=True)

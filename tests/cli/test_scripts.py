@@ -82,7 +82,7 @@ def test_statistics_are_compared_for_each_suspect(monkeypatch, tmp_path, capsys)
     runpy.run_path(str(SCRIPTS / "compare_statistics.py"), run_name="__main__")
     other, itself = capsys.readouterr().out.splitlines()[2:]
     assert other.startswith("|other|")
-    assert itself == "|clean|" + "|".join(["336, 336: 1.0e+00 (0.0)"] * 7) + "|"
+    assert itself == "|clean|" + "|".join(["336, 336: 1.0e+00 (0.0)"] * 9) + "|"
 
 
 def test_feature_spaces_are_drawn_side_by_side(monkeypatch, tmp_path):
