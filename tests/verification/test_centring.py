@@ -120,3 +120,36 @@ def test_the_mean_of_equal_nulls_is_any_one_of_them():
     suspect, null = (torch.from_numpy(table) for table in tables(3, count=2))
     two = null_centred(suspect, torch.stack([null, null]))
     torch.testing.assert_close(two, suspect - null, equal_nan=True)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 9))
+def test_centring_agrees_with_its_formula_in_numpy(seed, count):
+    suspect, *nulls = tables(seed, count=1 + count)
+    found = null_centred(torch.from_numpy(suspect), torch.from_numpy(np.stack(nulls))).numpy()
+    mean = sum(nulls) / count
+    expected = suspect - mean
+    if count >= 4:
+        squares = sum((null - mean) ** 2 for null in nulls)
+        variances = np.sort((squares / (count - 1))[~np.isnan(squares)])
+        prior = variances[(len(variances) - 1) // 2]  # torch's median: the lower of two middles
+        expected = expected / np.sqrt((4 * prior + squares) / (4 + count - 1))
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 7])
+def test_nulls_that_agree_give_finite_statistics_in_the_same_order(count):
+    suspect, null = (torch.from_numpy(table) for table in tables(0, count=2))
+    found = null_centred(suspect, null.expand(count, *null.shape))
+    known = ~found.isnan()
+    assert bool(found[known].isfinite().all())
+    assert torch.equal(known, ~suspect.isnan())
+    assert torch.equal(found[known].argsort(), (suspect - null)[known].argsort())
+
+
+def test_a_key_whose_few_nulls_happen_to_agree_does_not_become_certain():
+    """Divided by its own deviation of 1e-6 it would lead by far; the median's holds it back."""
+    nulls = torch.randn(5, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nulls[:, 0] = 1e-6 * nulls[:, 0]
+    suspect = torch.full((100,), 0.5, dtype=torch.float64)
+    assert 0.3 < float(null_centred(suspect, nulls)[0]) < 1.5

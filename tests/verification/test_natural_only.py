@@ -23,11 +23,12 @@ from ssl_wm.evidence.check import check
 from ssl_wm.evidence.record import check_against, verify_with_evidence
 from ssl_wm.report.evidence import render_evidence
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.centring import null_centred
 from ssl_wm.verification.margins import contrasts, nearness_table
 from ssl_wm.verification.questions import count_queries, question_names, within_budget
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
-from ssl_wm.verification.statistics import null_centred, rank_p_value
+from ssl_wm.verification.statistics import rank_p_value
 from ssl_wm.verification.verify import verify
 
 READ = ReadConfig(natural_only=True, reference=24)

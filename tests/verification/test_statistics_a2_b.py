@@ -1,4 +1,4 @@
-"""Nulls, recipes, encoders, several tests and looks: each error rate is at most what is said."""
+"""Recipes, encoders, several tests and looks: each error rate is at most what is said."""
 
 from __future__ import annotations
 
@@ -17,66 +17,9 @@ from ssl_wm.verification.statistics import (
     alpha_of_look,
     conformal_p_value,
     holm,
-    null_centred,
-    rank_p_value,
     recipe_p_value,
     ways_to_reveal,
 )
-
-# --- centring on the nulls ---------------------------------------------------------------------
-
-
-def tables(seed: int, *, count: int, groups: int = 4, sub_keys: int = 2) -> np.ndarray:
-    """Return (count, S, G, G, G) random tables, NaN where there is no such key."""
-    values = np.random.default_rng(seed).normal(size=(count, sub_keys, groups, groups, groups))
-    for a, b, t in np.ndindex(groups, groups, groups):
-        if len({a, b, t}) < 3:
-            values[:, :, a, b, t] = np.nan
-    return values
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 9))
-def test_centring_agrees_with_its_formula_in_numpy(seed, count):
-    suspect, *nulls = tables(seed, count=1 + count)
-    found = null_centred(torch.from_numpy(suspect), torch.from_numpy(np.stack(nulls))).numpy()
-    mean = sum(nulls) / count
-    expected = suspect - mean
-    if count >= 4:
-        squares = sum((null - mean) ** 2 for null in nulls)
-        variances = np.sort((squares / (count - 1))[~np.isnan(squares)])
-        prior = variances[(len(variances) - 1) // 2]  # torch's median: the lower of two middles
-        expected = expected / np.sqrt((4 * prior + squares) / (4 + count - 1))
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("count", [1, 3, 4, 7])
-def test_nulls_that_agree_give_finite_statistics_in_the_same_order(count):
-    suspect, null = (torch.from_numpy(table) for table in tables(0, count=2))
-    found = null_centred(suspect, null.expand(count, *null.shape))
-    known = ~found.isnan()
-    assert bool(found[known].isfinite().all())
-    assert torch.equal(known, ~suspect.isnan())
-    assert torch.equal(found[known].argsort(), (suspect - null)[known].argsort())
-
-
-def test_a_key_whose_few_nulls_happen_to_agree_does_not_become_certain():
-    """Divided by its own deviation of 1e-6 it would lead by far; the median's holds it back."""
-    nulls = torch.randn(5, 100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    nulls[:, 0] = 1e-6 * nulls[:, 0]
-    suspect = torch.full((100,), 0.5, dtype=torch.float64)
-    assert 0.3 < float(null_centred(suspect, nulls)[0]) < 1.5
-
-
-@pytest.mark.parametrize("count", [1, 3, 4, 6])
-def test_ranks_stay_exact_with_any_number_of_nulls(count):
-    """Over all keys, P(p <= alpha) = alpha at every rank, whatever suspect and nulls are."""
-    suspect, *nulls = (torch.from_numpy(table[0]) for table in tables(count, count=1 + count))
-    statistics = null_centred(suspect, torch.stack(nulls))
-    keys = [key for key in np.ndindex(4, 4, 4) if len(set(key)) == 3]
-    found = np.sort([rank_p_value(statistics, key)[0] for key in keys])
-    np.testing.assert_allclose(found, np.arange(1, 25) / 24)
-
 
 # --- A2: recipes -------------------------------------------------------------------------------
 
