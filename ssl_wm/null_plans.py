@@ -14,6 +14,7 @@ from ssl_wm.encoders.load import width_of
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.later import WithLater
+from ssl_wm.removal.remove import REMOVALS
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.pretrain import PretrainConfig
 from ssl_wm.training.settings import FitConfig
@@ -67,20 +68,18 @@ class Wash:
     Attributes:
         attempt: a name in ``REMOVALS``.
         strength: as its ``dial`` says.
-        labels: whether it needs labelled images.
     """
 
     attempt: str
     strength: float
-    labels: bool = False
 
 
 WASHES: tuple[Wash, ...] = (
     Wash("ssl", 1e-3),
-    Wash("ftal", 1e-3, labels=True),
+    Wash("ftal", 1e-3),
     Wash("weight-shift", 1.5),
     Wash("ssl", 3e-4),
-    Wash("ftal", 3e-4, labels=True),
+    Wash("ftal", 3e-4),
     Wash("weight-shift", 1.0),
 )
 """Gone through in turn; those that need labels are left out where the images have one class."""
@@ -134,18 +133,14 @@ class Plan:
         pool: which images: "" for the owner's own, else a name of the pools.
         pretrain: settings of a retrained one.
         steal: settings of a copy.
-        wash: what the clean encoder goes through.
-        fit: the training loop of ``wash``.
-        seed: of ``wash``.
+        wash: what the clean encoder goes through, with which training loop and seed.
     """
 
     name: str
     pool: str = ""
     pretrain: PretrainConfig | None = None
     steal: StealConfig | None = None
-    wash: Wash | None = None
-    fit: FitConfig | None = None
-    seed: int = 0
+    wash: tuple[Wash, FitConfig, int] | None = None
 
     @property
     def says(self) -> str:
@@ -153,7 +148,8 @@ class Plan:
         if self.pretrain is not None:
             return f"trained like the clean encoder ({self.pretrain.arch}), another seed"
         if self.wash is not None:
-            return f"the clean encoder after {self.wash.attempt} at {self.wash.strength:g}"
+            wash = self.wash[0]
+            return f"the clean encoder after {wash.attempt} at {wash.strength:g}"
         theft = self.steal or StealConfig()
         pool = f" of {self.pool}" if self.pool else ""
         return f"copy by {theft.attack} into {theft.arch}, {theft.budget:,} queries{pool}"
@@ -178,7 +174,7 @@ def plan_nulls(clean: Encoder, *, config: NullsConfig, pools: Mapping[str, Image
     like = like_the_clean(clean, images=pools[""], fit=config.pretrain)
     names, plans = list(pools), []
     labelled = len(pools[""].labels.unique()) > 1
-    washes = [wash for wash in WASHES if labelled or not wash.labels]
+    washes = [each for each in WASHES if labelled or REMOVALS[each.attempt].needs != "labels"]
     share = config.washed / (1 - config.retrained) if config.retrained < 1 else 0.0
     copies = washed = 0
     for number in range(config.count):
@@ -188,7 +184,7 @@ def plan_nulls(clean: Encoder, *, config: NullsConfig, pools: Mapping[str, Image
             continue
         if _is_due(copies + washed, share):
             wash = washes[washed % len(washes)]
-            plans.append(Plan(name, wash=wash, fit=config.wash, seed=seed))
+            plans.append(Plan(name, wash=(wash, config.wash, seed)))
             washed += 1
             continue
         copy = COPIES[copies % len(COPIES)]

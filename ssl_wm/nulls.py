@@ -33,6 +33,7 @@ from ssl_wm.training.pretrain import pretrain
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images, ImageSet
     from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.training.settings import FitConfig
 
 __all__ = ["NullsConfig", "make_nulls", "null_folders"]
 
@@ -108,9 +109,9 @@ def _identity(plan: Plan, *, clean: str | None, pool: ImageSet) -> str:
         "images": pool.fingerprint,
         "clean": None if plan.pretrain else clean,
     }
-    if plan.wash is not None and plan.fit is not None:
-        fit = plan.fit.model_dump(mode="json")
-        parts |= {"wash": asdict(plan.wash), "fit": fit, "seed": plan.seed}
+    if plan.wash is not None:
+        wash, fit, seed = plan.wash
+        parts |= {"wash": asdict(wash), "fit": fit.model_dump(mode="json"), "seed": seed}
     return sha256_bytes(canonical_json(parts))
 
 
@@ -136,7 +137,7 @@ def _make(plan: Plan, clean: Encoder, pool: ImageSet, *, folder: Path, identity:
     elif plan.steal is not None:
         encoder = steal(clean, images=pool, config=plan.steal, folder=folder).surrogate
     elif plan.wash is not None:
-        encoder = _washed(clean, plan.wash, plan, pool, folder=folder)
+        encoder = _washed(clean, *plan.wash, pool, folder=folder)
     else:
         raise ConfigError(f"{plan.name} has neither a training nor a theft nor a washing")
     try:
@@ -155,11 +156,12 @@ def _make(plan: Plan, clean: Encoder, pool: ImageSet, *, folder: Path, identity:
         (folder / name).unlink(missing_ok=True)
 
 
-def _washed(clean: Encoder, wash: Wash, plan: Plan, pool: ImageSet, *, folder: Path) -> Encoder:
+def _washed(
+    clean: Encoder, wash: Wash, fit: FitConfig, seed: int, pool: ImageSet, *, folder: Path
+) -> Encoder:
     """Return the clean encoder after ``wash``, with some of the images."""
-    order = torch.randperm(len(pool), generator=torch_stream(plan.seed, "washing"))
+    order = torch.randperm(len(pool), generator=torch_stream(seed, "washing"))
     return remove(
-        clean, attempt=wash.attempt, strength=wash.strength, seed=plan.seed, folder=folder,
-        images=pool.subset(order[:WASHED_WITH].sort().values),
-        config=RemovalConfig(fit=plan.fit) if plan.fit else None,
+        clean, attempt=wash.attempt, strength=wash.strength, seed=seed, folder=folder,
+        images=pool.subset(order[:WASHED_WITH].sort().values), config=RemovalConfig(fit=fit),
     )  # fmt: skip

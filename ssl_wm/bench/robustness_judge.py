@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import CONTROL, Cell, RobustnessConfig
@@ -22,9 +21,8 @@ from ssl_wm.calibration.fresh import fresh_triples, places_among
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.files import plain
 from ssl_wm.verification.answers import ask
-from ssl_wm.verification.centring import centred
+from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.judge import judge
-from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys
@@ -120,10 +118,9 @@ class Judge:
         self, cell: Cell, margins: Margins, nulls: list[Margins], read: ReadConfig
     ) -> np.ndarray:
         key = self.opened.key
-        statistics = centred(
-            contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls]),
-            centring=read.centring,
-        )  # fmt: skip
+        statistics = key_statistics(
+            margins.tables, [null.tables for null in nulls], centring=read.centring
+        )
         triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
         return key_p_values(statistics, triples, drawn=self._drawn)
 

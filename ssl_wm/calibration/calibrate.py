@@ -39,8 +39,7 @@ from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.console import say
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import VerificationError
-from ssl_wm.verification.centring import centred
-from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
 from ssl_wm.verification.statistics import (
     NOT_A_NUMBER,
@@ -199,10 +198,7 @@ def decisions(
         drawn: (draws, S, 3) joint keys behind the null.
         config: levels.
     """
-    statistics = centred(
-        contrasts(reading.tables), torch.stack([contrasts(table) for table in reference.tables]),
-        centring=config.read.centring,
-    )  # fmt: skip
+    statistics = key_statistics(reading.tables, reference.tables, centring=config.read.centring)
     away = of_triples(reading.margins - reference.margins / len(reference.tables), triples)
     hits = of_triples(reading.nearest, triples).mean(axis=1)
     naive = {

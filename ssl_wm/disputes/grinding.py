@@ -21,8 +21,7 @@ from ssl_wm.errors import VerificationError
 from ssl_wm.files import sha256_bytes
 from ssl_wm.rng import derive_seed
 from ssl_wm.verification.answers import ask
-from ssl_wm.verification.centring import centred
-from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.once import share_reference
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.statistics import (
@@ -84,10 +83,10 @@ def key_reader(
 
     def read(key: OpenKey) -> Tensor:
         suspected, *others = (
-            contrasts(read_margins(asked(encoder, key, kept), key, config=lean).tables)
+            read_margins(asked(encoder, key, kept), key, config=lean).tables
             for encoder, kept in zip(encoders, references, strict=True)
         )
-        return centred(suspected, torch.stack(others), centring=config.centring)
+        return key_statistics(suspected, others, centring=config.centring)
 
     return read
 

@@ -6,17 +6,31 @@ treated alike. So ranks among keys stay exact, whichever way is chosen beforehan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from ssl_wm.verification.margins import contrasts
 
 PRIOR_WEIGHT = 4.0
 ENOUGH_NULLS = 4
 ZERO = 1e-12
 
 Centring = Literal["mean", "fitted"]
+
+
+def key_statistics(tables: Tensor, nulls: Sequence[Tensor], *, centring: Centring) -> Tensor:
+    """Return what ``verify`` ranks, of every key (S, G, G, G): contrasts apart from the nulls'.
+
+    Args:
+        tables: (S, G, G, G) margins, or nearness, in the suspect.
+        nulls: the same in each null encoder, at least one.
+        centring: a name in ``CENTRINGS``.
+    """
+    others = torch.stack([contrasts(null) for null in nulls])
+    return centred(contrasts(tables), others, centring=centring)
 
 
 def centred(tables: Tensor, nulls: Tensor, *, centring: Centring) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_wm.errors import VerificationError
-from ssl_wm.verification.centring import centred, null_centred
+from ssl_wm.verification.centring import key_statistics, null_centred
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.questions import count_queries
 from ssl_wm.verification.statistics import (
@@ -53,10 +53,9 @@ def judge(
         raise VerificationError(
             "verify needs at least one null encoder: name the clean encoder with --null"
         )
-    statistics = centred(
-        contrasts(margins.tables), torch.stack([contrasts(null.tables) for null in nulls]),
-        centring=config.read.centring,
-    )  # fmt: skip
+    statistics = key_statistics(
+        margins.tables, [null.tables for null in nulls], centring=config.read.centring
+    )
     subs = _sub_verdicts(margins, nulls, rates, statistics, key)
     first, null, position = _test_a1(statistics, subs, key, config)
     found = [first, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
