@@ -20,6 +20,7 @@ from ssl_wm.detection.settings import DetectionConfig
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
 from ssl_wm.nulls import NullsConfig
+from ssl_wm.removal.given import RemovalConfig
 from ssl_wm.training.pretrain import PretrainConfig
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.watermark.embed import WatermarkConfig
@@ -75,6 +76,7 @@ class Settings(BaseModel):
     key: KeyConfig = KeyConfig()
     watermark: WatermarkConfig = WatermarkConfig()
     steal: StealConfig = StealConfig()
+    removal: RemovalConfig = RemovalConfig()
     verify: VerifyConfig = VerifyConfig()
     nulls: NullsConfig = NullsConfig()
     calibrate: CalibrateConfig = CalibrateConfig()

@@ -1,4 +1,4 @@
-"""The options of ``ssl-wm steal``: what a thief chooses."""
+"""The options of ``ssl-wm steal`` and ``ssl-wm remove``: what a thief chooses."""
 
 from __future__ import annotations
 
@@ -87,3 +87,21 @@ DryRun = Annotated[
     bool,
     typer.Option("--dry-run", metavar=" ", help="Tell the calls and the price, and send nothing."),
 ]
+Attempt = Annotated[
+    str,
+    typer.Option(
+        "--attempt", metavar="NAME",
+        help="Of the weights: prune, prune-global, prune-channels, fine-prune, float, "
+        "round-weights, weight-shift, weight-noise. By training: ssl, ftal, ftll, rtal, rtll, "
+        "decay, mixed-labels, mixed-features, overwrite, wrk, distil, transfer. Of the answers: "
+        "pca-leading, pca-trailing, rotate, permute, scale, narrow. Or several, joined by +.",
+    ),
+]  # fmt: skip
+Strengths = Annotated[
+    list[float],
+    typer.Option(
+        "--strength", metavar="S",
+        help="How strong: a share, a peak learning rate, bits, ... (docs/removal.md); once for "
+        "each attempt.",
+    ),
+]  # fmt: skip

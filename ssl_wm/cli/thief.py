@@ -1,4 +1,4 @@
-"""The thief's command: steal."""
+"""The thief's commands: steal and remove."""
 
 from __future__ import annotations
 
@@ -61,3 +61,42 @@ def steal(
         return commands.steal(settings, victim=victim, out=place, price=price, rate=rate)
 
     show("steal", run, as_json=as_json)
+
+
+@thief.command(
+    epilog="Example: ssl-wm remove --encoder stolen --attempt prune+ftal --strength 0.5 "
+    "--strength 1e-3 --images digits --out washed"
+)
+def remove(
+    encoder: o.EncoderSpec,
+    attempt: t.Attempt,
+    strength: t.Strengths,
+    out: o.Out,
+    images: o.ImagesSpec = None,
+    epochs: o.Epochs = None,
+    seed: o.Seed = None,
+    resume: o.Resume = False,
+    overwrite: o.Overwrite = False,
+    config: o.ConfigFile = None,
+    size: o.Size = None,
+    limit: o.Limit = None,
+    download: o.Download = None,
+    as_json: o.Json = False,
+) -> None:
+    """Play the thief: try to wash a watermark off an encoder that you hold.
+
+    What is left of it, verify tells; what it cost, probe. All attempts at
+    several strengths in one table: ssl-wm bench robustness
+    """
+    flags = {"removal.fit.epochs": epochs} | o.image_flags(images, size, limit, download)
+
+    def run() -> dict[str, Any]:
+        from ssl_wm.commands import remove as commands
+
+        place = commands.Out(out, resume=resume, overwrite=overwrite)
+        return commands.remove(
+            o.read_settings(config, flags), encoder=encoder, attempt=attempt, strength=strength,
+            out=place, seed=seed or 0,
+        )  # fmt: skip
+
+    show("remove", run, as_json=as_json)

@@ -1,6 +1,6 @@
 """The folder that a command fills: who may write there, what is resumed, what is kept.
 
-A finished folder of ``pretrain``, ``watermark`` or ``steal`` holds the saved encoder,
+A finished folder of ``pretrain``, ``watermark``, ``steal`` or ``remove`` holds the saved encoder,
 ``metrics.jsonl`` and ``settings.json``; while a run lasts its checkpoint is there too.
 """
 
@@ -90,7 +90,9 @@ class Out:
             claim_folder(self.folder, overwrite=True)
         return self.folder
 
-    def begin(self, command: str, *, settings: BaseModel, images: Images, **inputs: str) -> bool:
+    def begin(
+        self, command: str, *, settings: BaseModel, images: Images | None, **inputs: str
+    ) -> bool:
         """Write ``settings.json`` and return whether the run had already ended.
 
         The run may be shared by several processes, and resumed by another number of them.
@@ -100,7 +102,7 @@ class Out:
         """
         run = plain({
             "command": command, "settings": settings.model_dump(mode="json"),
-            "inputs": {"images": images.train.fingerprint, **inputs},
+            "inputs": {"images": images.train.fingerprint if images else None, **inputs},
         })  # fmt: skip
         if not first_process():
             return False
@@ -116,7 +118,7 @@ class Out:
                         "resume with the settings of then, or use --overwrite"
                     )
         else:
-            opened = {
+            opened = images and {
                 "spec": images.spec, "size": list(images.train.size),
                 "train": len(images.train), "test": len(images.test),
             }  # fmt: skip

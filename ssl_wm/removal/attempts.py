@@ -56,6 +56,12 @@ class Removal:
         """Whether the thief must hold the weights; else embeddings as served are enough."""
         return self.kind in ("weights", "training")
 
+    @property
+    def wraps(self) -> bool:
+        """Whether it leaves a wrapper around the encoder, which no architecture's name builds."""
+        around = (inputs.before, outputs.after)
+        return isinstance(self.run, partial) and self.run.func in around
+
 
 WRT = "Lukas et al., IEEE S&P 2022 (Watermark Robustness Toolbox)"
 COMMON = "common practice"

@@ -22,6 +22,7 @@ from ssl_wm.files import sha256_file
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ("--images", "digits", "--limit", "100")
+PRUNE = ("--encoder", "convnet-xs", "--attempt", "prune")
 
 
 @pytest.fixture
@@ -306,6 +307,12 @@ def test_an_alpha_out_of_range(alpha, call, made):
         (["steal", "--victim", "convnet-xs", "--arch", "convnt-s"], "did you mean 'convnet-s'?"),
         (["steal", "--victim", "convnet-xs", "--budget", "5000"], "5000"),
         (["steal", "--victim", "convnet-xs", "--epochs", "-1"], "steal.fit.epochs"),
+        (["remove", *PRUNE, "--strength", "2"], "a number from 0 to 0.999"),
+        (["remove", *PRUNE, "--strength", "0.1", "--strength", "0.2"], "as many strengths; got 2"),
+        (["remove", "--encoder", "convnet-xs", "--attempt", "prun", "--strength", "0.1"],
+         "did you mean 'prune'?"),
+        (["remove", "--encoder", "convnet-xs", "--attempt", "prune+blur", "--strength", "0.1",
+          "--strength", "1"], "'blur' leaves the weights as they are"),
         (["pretrain"], "--arch"),
         (["pretrain", "--arch", "cnn9", "--objective", "simcrl"], "did you mean 'simclr'?"),
         (["pretrain", "--arch", "cnn8"], "did you mean 'cnn9'?"),

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,12 +26,15 @@ from ssl_wm.commands import claims as claim_commands
 from ssl_wm.commands import stages as commands
 from ssl_wm.encoders.saved import read_facts
 from ssl_wm.extraction.steal import ATTACKS
+from ssl_wm.removal.attempts import REMOVALS
 from ssl_wm.training.objectives import OBJECTIVES
 from ssl_wm.verification.verdict import EXIT_CODES
 from ssl_wm.watermark.embed import EMBEDDERS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("pretrain", "keygen", "watermark", "steal", "probe", "verify", "demo", "bench")
+COMMANDS = (
+    "pretrain", "keygen", "watermark", "steal", "remove", "probe", "verify", "demo", "bench",
+)  # fmt: skip
 SMALL = """
 images: {spec: digits, limit: 120}
 pretrain: {arch: convnet-xs, fit: {epochs: 1, batch_size: 60, warmup_steps: 0}}
@@ -210,7 +214,7 @@ def test_help_shows_every_flag_and_an_example(command):
     ran = run(command, "--help")
     assert (ran.code, ran.err) == (0, "")
     flags = {"--json"} if command == "version" else {"--json", "--images", "--config", "--limit"}
-    if command in ("pretrain", "keygen", "watermark", "steal", "demo", "bench"):
+    if command not in ("probe", "verify", "version"):
         flags |= {"--out", "--overwrite"} | (set() if command == "keygen" else {"--resume"})
     for flag in flags:
         assert flag in ran.out
@@ -220,6 +224,9 @@ def test_help_shows_every_flag_and_an_example(command):
 def test_help_names_what_can_be_chosen():
     flat = " ".join(Text.from_markup(run("steal", "--help").out).plain.replace("│", " ").split())
     assert all(name in flat for name in ATTACKS)
+    flat = " ".join(run("remove", "--help").out.replace("│", " ").split())
+    for name, entry in REMOVALS.items():
+        assert bool(re.search(rf" {name}[,.]", flat)) != entry.wraps, name
     flat = " ".join(run("pretrain", "--help").out.replace("│", " ").split())
     assert all(name in flat for name in OBJECTIVES)
     flat = " ".join(run("watermark", "--help").out.replace("│", " ").split())

@@ -94,6 +94,7 @@ def test_every_attempt_gives_an_encoder_that_can_be_read_probed_and_verified(
     assert after.made["stage"] == "remove"
     assert (after.made["attempt"], after.made["strength"]) == (name, [strength])
     assert after.made["from"] == digest
+    assert (after.arch == "custom") == entry.wraps
 
 
 @pytest.mark.parametrize("name", REMOVALS)
