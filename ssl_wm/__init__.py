@@ -25,6 +25,7 @@ from typing import Any
 _VERBS = {
     "Encoder": "ssl_wm.encoders.encoder",
     "PretrainConfig": "ssl_wm.training.pretrain",
+    "RemovalConfig": "ssl_wm.removal.given",
     "StealConfig": "ssl_wm.extraction.steal",
     "VerifyConfig": "ssl_wm.verification.settings",
     "WatermarkConfig": "ssl_wm.watermark.embed",
@@ -34,6 +35,7 @@ _VERBS = {
     "load_key": "ssl_wm.watermark.keyfile",
     "open_images": "ssl_wm.data.sources",
     "pretrain": "ssl_wm.training.pretrain",
+    "remove": "ssl_wm.removal.remove",
     "save_encoder": "ssl_wm.encoders.load",
     "steal": "ssl_wm.extraction.steal",
     "verify": "ssl_wm.verification.verify",

@@ -16,8 +16,8 @@ import ssl_wm
 
 ROOT = Path(ssl_wm.__file__).parent
 PUBLIC = {
-    "Encoder", "PretrainConfig", "StealConfig", "VerifyConfig", "WatermarkConfig",
-    "embed_watermark", "keygen", "load_encoder", "load_key", "open_images", "pretrain",
+    "Encoder", "PretrainConfig", "RemovalConfig", "StealConfig", "VerifyConfig", "WatermarkConfig",
+    "embed_watermark", "keygen", "load_encoder", "load_key", "open_images", "pretrain", "remove",
     "save_encoder", "steal", "verify",
 }  # fmt: skip
 MATHS = (

@@ -82,7 +82,7 @@ def _check_savable(encoder: Encoder, names: Sequence[str]) -> None:
             raise ConfigError(
                 f"'{name}' leaves the weights as they are and puts a change of the "
                 f"{REMOVALS[name].kind} around the encoder, which no encoder spec names; measure "
-                "it with ssl-wm bench robustness, or take ssl_wm.removal.remove in Python"
+                "it with ssl-wm bench robustness, or take ssl_wm.remove in Python"
             )
     if encoder.arch == "custom" or not encoder.backbone.state_dict():
         raise ConfigError(
