@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
 LOG = logging.getLogger(__name__)
+BATCH = 512
+CPU_BATCH = 128
+"""Against 512: 12 to 17 % more images a second in bfloat16, 48 % in float32 (two cores)."""
 
 
 def embed(
     encoder: Encoder | nn.Module | Callable[[Tensor], Any],
     images: ImageSet | Tensor,
     *,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     precision: Precision = "float32",
     on_batch: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -39,7 +42,8 @@ def embed(
     Args:
         encoder: an encoder, a module or a function (wrapped by ``load.wrap``).
         images: an ``ImageSet``, or a tensor (N, 3, H, W), uint8 or float in [0, 1].
-        batch_size: images a pass; it can change the last bits of an embedding.
+        batch_size: images a pass; it can change the last bits of an embedding. None takes what
+            measured best (``usual_batch``).
         precision: "bfloat16" runs the encoder under autocast; "auto" does where that is fast.
         on_batch: called after each batch with the number of images in it (for a bar).
 
@@ -54,7 +58,7 @@ def embed(
     torch.Size([5, 12])
     """
     choose(precision, get_args(Precision), what="precision")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise DataError(f"batch_size must be at least 1; got {batch_size}")
     total = len(images)
     if total == 0:
@@ -62,8 +66,8 @@ def embed(
     wrapped = wrap(encoder)
     result: Tensor | None = None
     images_differ, first, start = False, None, 0
-    with at_work(wrapped):
-        for batch in _batches(images, batch_size):
+    with at_work(wrapped) as device:
+        for batch in _batches(images, batch_size or usual_batch(wrapped, device=device)):
             _check_range(batch, start)
             rows = embed_batch(wrapped, batch, precision=precision)
             if result is None:
@@ -96,6 +100,15 @@ def embed_batch(encoder: Encoder, batch: Tensor, *, precision: Precision) -> Ten
         return rows.float().cpu()
 
 
+def usual_batch(encoder: Encoder, *, device: torch.device) -> int:
+    """Return how many images a pass ``embed`` takes: fewer on a CPU, whose caches are small.
+
+    An encoder without weights (a service) gets the larger batch too, and splits it as it likes.
+    """
+    held = next(encoder.backbone.parameters(), None) is not None
+    return CPU_BATCH if held and device.type == "cpu" else BATCH
+
+
 def fingerprint(images: ImageSet | Tensor) -> str:
     """Return a SHA-256 (hex) of the images: the set's own, or of a tensor's type and bytes."""
     if not isinstance(images, Tensor):
@@ -124,7 +137,7 @@ class EmbeddingCache:
         encoder: Encoder,
         images: ImageSet | Tensor,
         *,
-        batch_size: int = 512,
+        batch_size: int | None = None,
         precision: Precision = "float32",
         on_batch: Callable[[int], None] | None = None,
     ) -> Tensor:

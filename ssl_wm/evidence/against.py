@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_wm.encoders.embeddings import embed_batch
+from ssl_wm.encoders.embeddings import BATCH, embed_batch
 from ssl_wm.encoders.properties import at_work, known_digest
 from ssl_wm.errors import SslWmError, VerificationError
 from ssl_wm.evidence.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
 from ssl_wm.evidence.check import CheckResult, check
 from ssl_wm.evidence.manifest import DAMAGE, one_line
 from ssl_wm.rng import torch_stream
-from ssl_wm.verification.answers import BATCH, as_labels, ask
+from ssl_wm.verification.answers import as_labels, ask
 from ssl_wm.verification.questions import REFERENCE, question_names, render
 from ssl_wm.verification.verify import read_nulls
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.console import progress
-from ssl_wm.encoders.embeddings import embed_batch
+from ssl_wm.encoders.embeddings import embed_batch, usual_batch
 from ssl_wm.encoders.load import wrap
 from ssl_wm.encoders.properties import at_work
 from ssl_wm.errors import EncoderError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.key import OpenKey
 
 Answers = Callable[[str], Tensor]
-BATCH = 512
 
 
 def ask(encoder: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -> Answers:
@@ -47,9 +46,10 @@ def ask(encoder: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -
             return kept[REFERENCE]
         parts = []
         total = question_size(name, key, config=config)
-        with progress(f"asking: {name}", total=total) as advance, at_work(wrapped):
+        with progress(f"asking: {name}", total=total) as advance, at_work(wrapped) as device:
+            size = usual_batch(wrapped, device=device)
             for block in render(name, key, images, config=config):
-                for batch in block.split(BATCH):
+                for batch in block.split(size):
                     rows = embed_batch(wrapped, batch, precision=config.precision)
                     _check_rows(rows, name=name, widths=widths)
                     parts.append(rows)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ssl_wm.encoders.embeddings import EmbeddingCache, embed, fingerprint
+from ssl_wm.encoders.embeddings import EmbeddingCache, embed, fingerprint, usual_batch
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
-from ssl_wm.encoders.load import build_encoder
+from ssl_wm.encoders.load import build_encoder, load_encoder
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError, DataError, EncoderError
 
@@ -164,6 +164,18 @@ def test_a_collapsed_encoder_is_an_error_and_equal_images_are_not(batch_size):
 def test_wrong_images_are_a_data_error(images, says):
     with pytest.raises(DataError, match=says):
         embed(flat, images, batch_size=3)
+
+
+def test_a_cpu_gets_small_batches_and_a_service_large_ones():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    held, service = build_encoder("convnet-xs"), load_encoder(flat)
+    sizes = [
+        usual_batch(encoder, device=where) for encoder in (held, service) for where in (cpu, gpu)
+    ]
+    assert sizes == [128, 512, 512, 512]
+    pixels, seen = torch.randint(0, 256, (130, 3, 8, 8), dtype=torch.uint8), []
+    embed(held, pixels, on_batch=seen.append)
+    assert seen == [128, 2]
 
 
 def test_a_batch_size_below_one_is_refused():
