@@ -245,7 +245,8 @@ def survival(
     """Mark by each embedder, steal by each thief, and see whether the mark is still there.
 
     In every run a fresh clean encoder and key. Writes one folder for each
-    encoder, result.json and table.md (both after every cell), and survival.png.
+    encoder, result.json and table.md (both after every cell), survival.png
+    and thefts.png.
     """
     flags = {"seed": seed} | o.image_flags(images, size, limit, download)
 

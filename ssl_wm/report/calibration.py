@@ -18,6 +18,7 @@ from ssl_wm.report.drawing import (
     WIDTH,
     label,
     new_figure,
+    png_bytes,
     styled,
     svg_bytes,
 )
@@ -58,12 +59,7 @@ def svg(calibration: Calibration) -> bytes:
 
 def png(calibration: Calibration) -> bytes:
     """Return the figure as PNG; the same calibration gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure, buffer = calibration_figure(calibration), io.BytesIO()
-    with styled():
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(calibration_figure(calibration))
 
 
 def decisions_csv(calibration: Calibration) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssl_wm.report.drawing import ACCENT, LINE, MUTED, WIDTH, label, new_figure, styled
+from ssl_wm.report.drawing import ACCENT, LINE, MUTED, WIDTH, label, new_figure, png_bytes, styled
 from ssl_wm.report.words import DASH, decimal, finite, p_text, percent, printable
 
 if TYPE_CHECKING:
@@ -155,12 +154,7 @@ def roc_figure(result: Mapping[str, Any]) -> Figure:
 
 def roc_png(result: Mapping[str, Any]) -> bytes:
     """Return the figure as PNG; the same result gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure, buffer = roc_figure(result), io.BytesIO()
-    with styled():
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(roc_figure(result))
 
 
 def curve(marked: Sequence[float], clean: Sequence[float]) -> tuple[list[float], list[float]]:

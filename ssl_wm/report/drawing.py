@@ -68,6 +68,16 @@ def svg_bytes(figure: Figure) -> bytes:
     return faced.encode()
 
 
+def png_bytes(figure: Figure) -> bytes:
+    """Return ``figure`` as PNG that does not say which version drew it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    with styled():
+        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def label(text: object, *, limit: int = 26) -> str:
     r"""Return ``text`` as one short line without formulas; a glyph the font lacks is a box.
 

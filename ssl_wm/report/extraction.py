@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_wm.files import write_bytes, write_text
-from ssl_wm.report.drawing import styled
+from ssl_wm.report.drawing import png_bytes
 from ssl_wm.report.extraction_curves import extraction_figure
 from ssl_wm.report.words import DASH, count, decimal, p_text, percent, printable
 
@@ -150,12 +149,6 @@ def write_extraction(result: Row, out: Path) -> list[Path]:
     paths = [out / "table.md"]
     write_text(paths[0], extraction_markdown(result))
     if any(row["status"] != "failed" for row in result["rows"]):
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        buffer = io.BytesIO()
-        figure = extraction_figure(result)
-        with styled():
-            FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
         paths.append(out / "curves.png")
-        write_bytes(paths[1], buffer.getvalue())
+        write_bytes(paths[1], png_bytes(extraction_figure(result)))
     return paths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_wm.bench.robustness_plan import CONTROL
 from ssl_wm.removal.attempts import REMOVALS
-from ssl_wm.report.drawing import ACCENT, INK, MUTED, WIDTH, label, new_figure, styled
+from ssl_wm.report.drawing import ACCENT, INK, MUTED, WIDTH, label, new_figure, png_bytes, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -164,9 +163,4 @@ def _legends(
 
 def frontier_png(result: Result) -> bytes:
     """Return the figure as PNG; the same result gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure, buffer = frontier_figure(result), io.BytesIO()
-    with styled():
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(frontier_figure(result))

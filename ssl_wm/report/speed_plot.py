@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ssl_wm.report.drawing import ACCENT, INK, LINE, MUTED, WIDTH, label, new_figure, styled
+from ssl_wm.report.drawing import (
+    ACCENT,
+    INK,
+    LINE,
+    MUTED,
+    WIDTH,
+    label,
+    new_figure,
+    png_bytes,
+    styled,
+)
 from ssl_wm.report.words import count, decimal, finite
 
 if TYPE_CHECKING:
@@ -123,9 +132,4 @@ def _finish(axes: Axes, names: list[str], *, low: float, high: float) -> None:
 
 def speed_png(cases: Cases, stages: Cases) -> bytes:
     """Return the figure as PNG; the same result gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure, buffer = speed_figure(cases, stages), io.BytesIO()
-    with styled():
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(speed_figure(cases, stages))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_wm.bench.survival_plan import CLEAN, UNMARKED
 from ssl_wm.files import write_bytes, write_text
 from ssl_wm.report.survival_plot import survival_png
+from ssl_wm.report.survival_thefts import theft_of, thefts_png
 from ssl_wm.report.words import DASH, count, decimal, finite, listing, p_text, percent, printable
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ def what_of(row: Result) -> str:
         if row["kind"] == "clean":
             return "clean"
         return "fine-tuned, unmarked" if row["method"] == UNMARKED else "marked"
-    start = "from " if row["warm"] else ""
-    parts = (row["attack"], count(row["budget"]), f"{start}{row['shape']}", row["pool"])
-    return f"stolen: {printable(', '.join(parts))}"
+    return f"stolen: {theft_of(row)}"
 
 
 def _spread(found: Result | None, show: Callable[[object], str], *, spread: bool) -> str:
@@ -225,13 +224,14 @@ def write_table(result: Result, folder: Path) -> Path:
 
 
 def write_survival(result: Result, folder: Path) -> list[str]:
-    """Write ``table.md`` and, where a copy was measured, ``survival.png``; return the paths.
+    """Write ``table.md`` and, where a copy was measured, two figures; return the paths.
 
     Raises:
         OutputError: the folder cannot be written to.
     """
     paths = [write_table(result, folder)]
     if any(row["kind"] == "copy" and row["measured"] for row in result["rows"]):
-        paths.append(folder / "survival.png")
-        write_bytes(paths[1], survival_png(result))
+        for name, drawn in (("survival.png", survival_png), ("thefts.png", thefts_png)):
+            paths.append(folder / name)
+            write_bytes(paths[-1], drawn(result))
     return [str(path) for path in paths]

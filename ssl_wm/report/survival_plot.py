@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssl_wm.bench.extraction_plan import SAME
 from ssl_wm.bench.survival_plan import CLEAN
 from ssl_wm.bench.survival_thieves import HALF
-from ssl_wm.report.drawing import ACCENT, INK, MUTED, WIDTH, label, new_figure, styled
+from ssl_wm.report.drawing import ACCENT, INK, MUTED, WIDTH, label, new_figure, png_bytes, styled
 from ssl_wm.report.extraction_curves import COLOURS, MARKERS
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 Result = Mapping[str, Any]
 CONTROL = "control: stolen from clean"
+HOLLOW = "hollow: stolen with another domain's images"
 GREY = "#9aa3ad"
 
 
@@ -84,7 +84,7 @@ def survival_figure(result: Result) -> Figure:
         figure.subplots_adjust(
             left=0.06, right=0.985, top=1 - 0.35 / height, bottom=below / height, wspace=0.17
         )
-        _legend(figure, styles, columns)
+        legend(figure, styles, columns=columns, more=[HOLLOW])
     return figure
 
 
@@ -126,7 +126,11 @@ def _name(axes: Axes, height: float, text: str) -> None:
               transform=axes.get_yaxis_transform())  # fmt: skip
 
 
-def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns: int) -> None:
+def legend(
+    figure: Figure, styles: Mapping[str, Mapping[str, Any]], *, columns: int,
+    more: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Name the embedders below the panels, and hollow markers by the texts ``more``."""
     from matplotlib.lines import Line2D
 
     def entry(text: str, **style: Any) -> Line2D:
@@ -135,18 +139,12 @@ def _legend(figure: Figure, styles: Mapping[str, Mapping[str, Any]], columns: in
     handles = [
         entry(CONTROL if name == CLEAN else label(name), **style) for name, style in styles.items()
     ]
-    plain = {"marker": "o", "color": MUTED}
-    handles.append(entry("hollow: stolen with another domain's images", **plain,
-                         markerfacecolor="none"))  # fmt: skip
+    plain = {"marker": "o", "color": MUTED, "markerfacecolor": "none"}
+    handles += [entry(text, **plain) for text in more]
     figure.legend(handles=handles, loc="lower left", ncols=columns, fontsize=8.5,
                   bbox_to_anchor=(0.05, 0.01), columnspacing=1.6)  # fmt: skip
 
 
 def survival_png(result: Result) -> bytes:
     """Return the figure as PNG; the same result gives the same bytes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure, buffer = survival_figure(result), io.BytesIO()
-    with styled():
-        FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
-    return buffer.getvalue()
+    return png_bytes(survival_figure(result))

@@ -281,7 +281,8 @@ def test_command_marks_steals_and_judges_real_images(tmp_path):
     assert 0.01 <= copy["p_value"]["value"] <= 1
     assert len(copy["contrasts"]["0"]) == 3
     assert copy["wsr"]["low"] == copy["wsr"]["value"] == copy["wsr"]["high"]
-    assert (tmp_path / "out/survival.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("survival.png", "thefts.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
     assert "NaN" not in (tmp_path / "out/result.json").read_text()
     code, out, err = run(*words, "--resume")
     assert code == 0, err

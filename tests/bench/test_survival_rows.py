@@ -12,6 +12,7 @@ from ssl_wm.bench.survival_rows import compared_with, losses_of, make_rows, spre
 from ssl_wm.bench.survival_thieves import Thief
 from ssl_wm.report.survival import bar_line, row_words, survival_markdown, winner_line
 from ssl_wm.report.survival_plot import copies_of, styles_of
+from ssl_wm.report.survival_thefts import thefts_figure, thefts_of, thefts_png
 
 FIT = {"epochs": 1}
 NONE = {"watermark": {"method": "none", "fit": FIT}}
@@ -226,6 +227,26 @@ def test_a_marker_for_each_copy_and_no_two_embedders_alike_in_the_figure():
     rows = [{"embedder": f"e{n}", "kind": "copy"} for n in range(14)]
     styles = styles_of({"rows": [{"embedder": CLEAN, "kind": "copy"}, *rows]})
     assert len({(style["color"], style["marker"]) for style in styles.values()}) == 15
+
+
+def test_the_figure_of_thefts_has_a_dot_for_each_copy_also_for_those_without_a_control():
+    whole, _, done = three_runs()
+    done[SurvivalCell(1, "move", FEW)] = facts(0.6, 0.6, p=1e-3, wsr=0.25)
+    done[SurvivalCell(2, "move", SIGNS)] = {"error": "no room", "seconds": {"all": 1.0}}
+    told = told_of(whole, list(done), done)
+    thefts = thefts_of(told)
+    assert list(thefts) == ["cosine, 60,000, convnet-xs, same", "cosine, 10,000, convnet-xs, same"]
+    assert [name for name, *_ in thefts["cosine, 60,000, convnet-xs, same"]] == [
+        CLEAN, CLEAN, CLEAN, "move", "move", "move",
+    ]  # fmt: skip
+    assert thefts["cosine, 10,000, convnet-xs, same"] == [("move", 25.0, pytest.approx(3.0))]
+    left, right = thefts_figure(told).axes
+    for axes, places in ((left, [0, 0, 0, 20, 30, 40, 25]), (right, [0.3, 0.3, 0.3, 5, 7, 7, 3])):
+        dots = [line for line in axes.lines if len(line.get_xdata()) == 1]
+        found = [line.get_xdata()[0] for line in dots]
+        assert sorted(found) == pytest.approx(sorted(places), abs=0.01)
+        assert [line.get_ydata()[0] for line in dots] == [0] * 6 + [1]
+    assert thefts_png(told) == thefts_png(told)
 
 
 def test_compatibility_is_the_mean_cosine_all_and_outside_the_targets(world):
