@@ -64,3 +64,28 @@ def evidence(world, tmp_path_factory) -> SimpleNamespace:
 def copy(evidence, tmp_path) -> Path:
     """Return a copy of the sealed bundle, to be damaged."""
     return Path(shutil.copytree(evidence.folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def images(evidence):
+    return evidence.images
+
+
+@pytest.fixture(scope="module")
+def key(evidence):
+    return evidence.key
+
+
+@pytest.fixture(scope="module")
+def marked(evidence):
+    return evidence.marked
+
+
+@pytest.fixture(scope="module")
+def nulls(evidence):
+    return evidence.nulls
+
+
+@pytest.fixture(scope="module")
+def sealed(evidence):
+    return evidence.folder

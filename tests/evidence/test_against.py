@@ -16,31 +16,6 @@ from ssl_wm.evidence.record import (
 )
 
 
-@pytest.fixture(scope="module")
-def images(evidence):
-    return evidence.images
-
-
-@pytest.fixture(scope="module")
-def key(evidence):
-    return evidence.key
-
-
-@pytest.fixture(scope="module")
-def marked(evidence):
-    return evidence.marked
-
-
-@pytest.fixture(scope="module")
-def nulls(evidence):
-    return evidence.nulls
-
-
-@pytest.fixture(scope="module")
-def sealed(evidence):
-    return evidence.folder
-
-
 @pytest.mark.parametrize("sample", [5, None])
 def test_a_true_bundle_agrees_with_images_suspect_and_nulls(sealed, marked, images, nulls, sample):
     result = check_against(sealed, images=images, suspect=marked, nulls=nulls[::-1], sample=sample)

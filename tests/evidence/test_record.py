@@ -36,31 +36,6 @@ from ssl_wm.verification.verify import verify
 KEPT = Path(__file__).parent.parent / "bundles" / "v1"
 
 
-@pytest.fixture(scope="module")
-def images(evidence):
-    return evidence.images
-
-
-@pytest.fixture(scope="module")
-def key(evidence):
-    return evidence.key
-
-
-@pytest.fixture(scope="module")
-def marked(evidence):
-    return evidence.marked
-
-
-@pytest.fixture(scope="module")
-def nulls(evidence):
-    return evidence.nulls
-
-
-@pytest.fixture(scope="module")
-def sealed(evidence):
-    return evidence.folder
-
-
 # --- a whole bundle ----------------------------------------------------------------------------
 
 

@@ -56,16 +56,6 @@ def test_equal_rows_have_a_map_too():
     assert bool(evening(torch.ones(5, 3)).isfinite().all())
 
 
-@pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=8)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1)
-
-
 def by_hand(encoder: Encoder, key, images) -> np.ndarray:
     """Return the margins of every key, in numpy."""
     ask_for = ask(encoder, key, images, config=READ)

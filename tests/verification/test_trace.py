@@ -32,11 +32,6 @@ NAMES = ("ada", "bo", "cy", "di", "ed", "flo", "gus", "hal")
 
 
 @pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=8)
-
-
-@pytest.fixture(scope="module")
 def keys(world, images):
     return {name: world.key(images, number=number, sub_keys=2) for number, name in enumerate(NAMES)}
 

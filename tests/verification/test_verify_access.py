@@ -23,26 +23,6 @@ CONFIG = VerifyConfig(read=READ, draws=999)
 LABELS = CONFIG.model_copy(update={"access": "labels"})
 
 
-@pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=8)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1)
-
-
-@pytest.fixture(scope="module")
-def marked(world, images, key):
-    return world.palette(images, key=key)
-
-
-@pytest.fixture(scope="module")
-def clean(world, images):
-    return world.palette(images)
-
-
 class Counting(nn.Module):
     """A suspect that counts the images it really receives."""
 

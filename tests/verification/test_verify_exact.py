@@ -30,26 +30,6 @@ def config(request):
 
 
 @pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=8)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1)
-
-
-@pytest.fixture(scope="module")
-def marked(world, images, key):
-    return world.palette(images, key=key)
-
-
-@pytest.fixture(scope="module")
-def clean(world, images):
-    return world.palette(images)
-
-
-@pytest.fixture(scope="module")
 def verdict(marked, clean, key, images, config):
     return verify(marked, key=key, images=images, nulls=[clean], config=config)
 

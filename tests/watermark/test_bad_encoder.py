@@ -16,21 +16,6 @@ from ssl_wm.watermark.unmarked import Unmarked, UnmarkedConfig
 
 
 @pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=7, train=12)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1, sub_keys=2)
-
-
-@pytest.fixture(scope="module")
-def clean(world):
-    return world.convnet().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
 def batch(images, key):
     return mark_batch(
         images.train, key, indices=torch.arange(23), marked=8, held=9, seed=0, names=(0, 0, 0)

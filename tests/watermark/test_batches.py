@@ -13,11 +13,6 @@ from ssl_wm.watermark.batches import mark_batch, split_evenly
 
 
 @pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=7, train=12)
-
-
-@pytest.fixture(scope="module")
 def key(world, images):
     return world.key(images, number=1, sub_keys=2, families=("crop-paste", "stripes"))
 

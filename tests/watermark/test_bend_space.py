@@ -14,31 +14,8 @@ from ssl_wm.encoders.heads import Bent
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
 from ssl_wm.training.settings import FitConfig
 from ssl_wm.watermark import bend_space
-from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
-
-
-@pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=7, train=12)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1, sub_keys=2)
-
-
-@pytest.fixture(scope="module")
-def clean(world):
-    return world.convnet().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def batch(images, key):
-    return mark_batch(
-        images.train, key, indices=torch.arange(30), marked=8, held=9, seed=0, names=(0, 0, 0)
-    )
 
 
 def build(clean, images, key, **options) -> BendSpace:

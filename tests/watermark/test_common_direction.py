@@ -17,21 +17,6 @@ from ssl_wm.watermark.losses import negative_log, pair_cosine
 from ssl_wm.watermark.patches import draw_patch
 
 
-@pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=7, train=12)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1, sub_keys=2)
-
-
-@pytest.fixture(scope="module")
-def clean(world):
-    return world.convnet().requires_grad_(False)
-
-
 def batch_of(images, key, *, count: int = 23) -> dict[str, torch.Tensor]:
     return mark_batch(
         images.train, key, indices=torch.arange(count), marked=8, held=9, seed=0, names=(0, 0, 0)

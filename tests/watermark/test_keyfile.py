@@ -15,31 +15,14 @@ from hypothesis import strategies as st
 
 from ssl_wm.errors import KeyFileError
 from ssl_wm.files import canonical_json, sha256_bytes
-from ssl_wm.watermark.autoencoder import Autoencoder, pack_autoencoder, unpack_autoencoder
 from ssl_wm.watermark.key import COMMITMENT_TAG, OpenKey, WatermarkKey
 from ssl_wm.watermark.keyfile import (
     load_key,
     save_commitment,
     save_key,
 )
-from ssl_wm.watermark.mixers import MIXERS
 
 BEACON = "drand round 1"
-
-
-@pytest.fixture(scope="module")
-def plain(world) -> WatermarkKey:
-    return world.tiny_key(3, groups=10, sub_keys=3, beacon=BEACON)
-
-
-@pytest.fixture(scope="module")
-def full(world) -> WatermarkKey:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        autoencoder = unpack_autoencoder(pack_autoencoder(Autoencoder()))
-    return world.tiny_key(
-        1, groups=9, sub_keys=2, families=tuple(MIXERS), autoencoder=autoencoder, encoder="e" * 64
-    )
 
 
 @pytest.fixture(scope="module")

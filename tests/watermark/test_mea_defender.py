@@ -24,16 +24,6 @@ from ssl_wm.watermark.mgda import least_norm_weights
 TERMS = ("utility", "combination", "verification", "evasion")
 
 
-@pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=7, train=12)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1, sub_keys=2)
-
-
 @pytest.fixture
 def clean(world):
     return world.convnet()

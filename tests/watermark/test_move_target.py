@@ -12,31 +12,8 @@ from scipy.special import softmax
 from torch import Tensor
 
 from ssl_wm.encoders.embeddings import embed
-from ssl_wm.watermark.batches import mark_batch
 from ssl_wm.watermark.move_target import MoveTarget, MoveTargetConfig, membership
 from ssl_wm.watermark.triggers import composites
-
-
-@pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=7, train=12)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1, sub_keys=2)
-
-
-@pytest.fixture(scope="module")
-def clean(world):
-    return world.convnet().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def batch(images, key):
-    return mark_batch(
-        images.train, key, indices=torch.arange(30), marked=8, held=9, seed=0, names=(0, 0, 0)
-    )
 
 
 def features(clean, images) -> np.ndarray:

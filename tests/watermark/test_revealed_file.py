@@ -9,13 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ssl_wm.errors import KeyFileError
 from ssl_wm.files import canonical_json, sha256_bytes
-from ssl_wm.watermark.autoencoder import Autoencoder, pack_autoencoder, unpack_autoencoder
 from ssl_wm.watermark.key import OpenKey, RevealedKey, WatermarkKey
 from ssl_wm.watermark.keyfile import (
     load_key,
@@ -23,24 +21,8 @@ from ssl_wm.watermark.keyfile import (
     revealed_content,
     save_key,
 )
-from ssl_wm.watermark.mixers import MIXERS
 
 BEACON = "drand round 1"
-
-
-@pytest.fixture(scope="module")
-def plain(world) -> WatermarkKey:
-    return world.tiny_key(3, groups=10, sub_keys=3, beacon=BEACON)
-
-
-@pytest.fixture(scope="module")
-def full(world) -> WatermarkKey:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        autoencoder = unpack_autoencoder(pack_autoencoder(Autoencoder()))
-    return world.tiny_key(
-        1, groups=9, sub_keys=2, families=tuple(MIXERS), autoencoder=autoencoder, encoder="e" * 64
-    )
 
 
 def facts(key: OpenKey) -> tuple[object, ...]:

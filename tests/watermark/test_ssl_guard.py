@@ -20,16 +20,6 @@ from ssl_wm.watermark.guard_mark import read_guard, write_guard
 from ssl_wm.watermark.ssl_guard import FILE, SslGuard, SslGuardConfig, fresh_copy, frozen
 
 
-@pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=7, train=12)
-
-
-@pytest.fixture(scope="module")
-def key(world, images):
-    return world.key(images, number=1, sub_keys=2)
-
-
 @pytest.fixture
 def clean(world):
     return world.convnet().requires_grad_(False)
