@@ -80,11 +80,11 @@ def _finish(axes: Axes, names: list[str], x: str) -> None:
 
 def _bars(left: Axes, right: Axes, result: Result) -> None:
     bars = result["settings"]["bars"]
-    limits = {each["p"]: "bar" for each in bars["copies"]} | {result["alpha"]: "alpha"}
+    limits = {each["p"] for each in bars["copies"]} | {result["alpha"]}
     left.set_xlim(-1, max(left.get_xlim()[1], 115 * bars["wsr"]))
     right.set_xlim(-0.15, max(right.get_xlim()[1], -math.log10(min(limits)) + 0.5))
-    lines = [(left, 100 * bars["wsr"], f"bar: {100 * bars['wsr']:g} %")]
-    lines += [(right, -math.log10(p), f"{word}: p {p:g}") for p, word in limits.items()]
+    lines = [(left, 100 * bars["wsr"], f"{100 * bars['wsr']:g} %")]
+    lines += [(right, -math.log10(p), f"p {p:g}") for p in sorted(limits)]
     for axes, at, text in lines:
         axes.axvline(at, color=ACCENT, linewidth=1.0, linestyle=(0, (4, 2)), zorder=1)
         axes.text(at, 1.0, text, color=ACCENT, size=8, ha="center", va="bottom",
