@@ -53,7 +53,7 @@ def remove(
                 seed=seed, folder=folder, config=settings.removal,
             )  # fmt: skip
         out.keep(after)
-        removal.forget(folder)
+    removal.forget(folder)
     saved = read_facts(folder)
     return {
         "out": str(folder), **told, "arch": saved.arch, "width": saved.width,
