@@ -34,13 +34,13 @@ from ssl_wm.calibration.fresh import (
     read_nulls,
     without,
 )
-from ssl_wm.calibration.naive import NAIVE, WSR_THRESHOLD, bootstrap, of_triples, t_test
+from ssl_wm.calibration.naive import naive_rules, of_triples
 from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.console import say
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import VerificationError
 from ssl_wm.verification.centring import key_statistics
-from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
+from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.verification.statistics import (
     NOT_A_NUMBER,
     draw_joint_keys,
@@ -69,7 +69,8 @@ class CalibrateConfig(BaseModel):
         confidence: of the intervals.
         resamples: of the naive bootstrap.
         seed: of all secrets.
-        read: how much is read from each encoder; its ``recipes`` and rates are left out.
+        read: how much is read from each encoder; its ``recipes`` and rates are left out. With
+            ``natural_only`` there are no composites, so no naive rules either.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,7 +88,6 @@ class CalibrateConfig(BaseModel):
     def _a_key_for_each_recipe(self) -> CalibrateConfig:
         if self.keys < self.recipes:
             raise ValueError(f"{self.keys} keys cannot be shared out among {self.recipes} recipes")
-        refuse_natural_only(self.read, what="the rules are compared")
         return self
 
 
@@ -140,7 +140,9 @@ def calibrate(
         p_values=np.concatenate([part.p_values for part in parts]),
         encoders=np.repeat(np.arange(len(suspects)), each * config.recipes),
         recipes=np.tile(np.repeat(np.arange(config.recipes), each), len(suspects)),
-        naive={rule: np.concatenate([part.naive[rule] for part in parts]) for rule in NAIVE},
+        naive={
+            rule: np.concatenate([part.naive[rule] for part in parts]) for rule in parts[0].naive
+        },
         facts={
             "images": key.fingerprints,
             "groups": len(key.groups),
@@ -174,7 +176,7 @@ class Decisions:
 
     Attributes:
         p_values: (K,) of the rule as shipped.
-        naive: (K,) bool accusations of each naive rule.
+        naive: (K,) bool accusations of each naive rule; none where no composites were read.
     """
 
     p_values: np.ndarray
@@ -199,14 +201,15 @@ def decisions(
         config: levels.
     """
     statistics = key_statistics(reading.tables, reference.tables, centring=config.read.centring)
-    away = of_triples(reading.margins - reference.margins / len(reference.tables), triples)
-    hits = of_triples(reading.nearest, triples).mean(axis=1)
-    naive = {
-        "t-test": t_test(away, alpha=config.alpha),
-        "bootstrap": bootstrap(away, alpha=config.alpha, resamples=config.resamples),
-        "wsr": hits >= WSR_THRESHOLD,
-    }
-    return Decisions(key_p_values(statistics, triples, drawn=drawn), naive)
+    p_values = key_p_values(statistics, triples, drawn=drawn)
+    if reading.composites is None or reference.margins is None:
+        return Decisions(p_values, {})
+    away = reading.composites.margins - reference.margins / len(reference.tables)
+    naive = naive_rules(
+        of_triples(away, triples), of_triples(reading.composites.nearest, triples),
+        alpha=config.alpha, resamples=config.resamples,
+    )  # fmt: skip
+    return Decisions(p_values, naive)
 
 
 def key_p_values(statistics: Tensor, triples: np.ndarray, *, drawn: np.ndarray) -> np.ndarray:

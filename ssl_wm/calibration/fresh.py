@@ -17,15 +17,29 @@ from ssl_wm.encoders.properties import known_digest
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.margins import directions
 from ssl_wm.verification.once import once, share_reference
-from ssl_wm.verification.readings import read_margins, read_space
+from ssl_wm.verification.readings import judged_space, read_margins
 from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.triggers import ordered_pairs
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.watermark.key import OpenKey
+
+
+@dataclass(frozen=True)
+class Composites:
+    """Where one recipe key's composites lie in one encoder.
+
+    Attributes:
+        margins: (S, P, n, G) float32, of each composite of each ordered pair to each group.
+        nearest: (S, P, n, G) bool, whether a group's centre is the composite's nearest.
+    """
+
+    margins: Tensor
+    nearest: Tensor
 
 
 @dataclass(frozen=True)
@@ -34,13 +48,11 @@ class Reading:
 
     Attributes:
         tables: (S, G, G, G) margins of all keys.
-        margins: (S, P, n, G) float32, of each composite of each ordered pair to each group.
-        nearest: (S, P, n, G) bool, whether a group's centre is the composite's nearest.
+        composites: what naive rules look at; None where natural images alone were asked.
     """
 
     tables: Tensor
-    margins: Tensor = field(repr=False)
-    nearest: Tensor = field(repr=False)
+    composites: Composites | None = field(repr=False)
 
 
 @dataclass
@@ -49,11 +61,19 @@ class Reference:
 
     Attributes:
         tables: of each null encoder.
-        margins: (S, P, n, G) sum over them of each composite's margins.
+        margins: (S, P, n, G) sum over them of each composite's margins; None where natural images
+            alone were asked.
     """
 
     tables: list[Tensor]
-    margins: Tensor
+    margins: Tensor | None
+
+    def add(self, reading: Reading) -> None:
+        """Take up what the recipe key reads in one more null encoder."""
+        self.tables.append(reading.tables)
+        if reading.composites is not None:
+            more = reading.composites.margins
+            self.margins = more if self.margins is None else self.margins + more
 
 
 def fresh_key(key: OpenKey, seed: int, *names: str | int) -> WatermarkKey:
@@ -79,15 +99,21 @@ def read_all(
         asked = ask(encoder, key, images, config=config)
         answers = once(share_reference(asked, key, config=config, kept=kept))
         tables = read_margins(answers, key, config=config).tables
-        space = read_space(answers, key, config=config)
-        pairs = ordered_pairs(len(key.groups))
-        margins, nearest = [], []
-        for sub_key in key.sub_keys:
-            z = directions(answers(f"pairs/{sub_key.index}"), centre=space.centre)
-            cosines = (z @ space.centres.T).view(len(pairs), config.per_pair, len(key.groups))
-            margins.append(all_margins(cosines, pairs=pairs))
-            nearest.append(cosines >= cosines.amax(dim=2, keepdim=True))
-        yield Reading(tables, torch.stack(margins), torch.stack(nearest))
+        alone = config.natural_only
+        yield Reading(tables, None if alone else read_composites(answers, key, config=config))
+
+
+def read_composites(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Composites:
+    """Return where each composite lies, in the space that the key's margins are taken in."""
+    space, seen = judged_space(answers, key, config=config)
+    pairs = ordered_pairs(len(key.groups))
+    margins, nearest = [], []
+    for sub_key in key.sub_keys:
+        z = directions(seen(f"pairs/{sub_key.index}"), centre=space.centre)
+        cosines = (z @ space.centres.T).view(len(pairs), config.per_pair, len(key.groups))
+        margins.append(all_margins(cosines, pairs=pairs))
+        nearest.append(cosines >= cosines.amax(dim=2, keepdim=True))
+    return Composites(torch.stack(margins), torch.stack(nearest))
 
 
 def read_nulls(
@@ -103,10 +129,8 @@ def read_nulls(
         say(f"calibrate: null encoder {number + 1} of {len(nulls)}")
         for place, reading in enumerate(read_all(encoder, recipes, images, config=config)):
             if place == len(known):
-                known.append(Reference([reading.tables], reading.margins))
-            else:
-                known[place].tables.append(reading.tables)
-                known[place].margins = known[place].margins + reading.margins
+                known.append(Reference([], None))
+            known[place].add(reading)
     return known
 
 
@@ -136,4 +160,6 @@ def without(reference: Reference, place: int | None, reading: Reading) -> Refere
     if place is None:
         return reference
     tables = [table for number, table in enumerate(reference.tables) if number != place]
-    return Reference(tables, reference.margins - reading.margins)
+    if reference.margins is None or reading.composites is None:
+        return Reference(tables, None)
+    return Reference(tables, reference.margins - reading.composites.margins)

@@ -53,6 +53,24 @@ def of_triples(values: Tensor, triples: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def naive_rules(
+    away: np.ndarray, nearest: np.ndarray, *, alpha: float, resamples: int
+) -> dict[str, np.ndarray]:
+    """Return the accusations (K,) bool of each rule in ``NAIVE``.
+
+    Args:
+        away: (K, N) margins of the composites of K keys, less the null encoders' mean margin.
+        nearest: (K, N) bool, whether the target's centre is the composite's nearest.
+        alpha: one-sided level.
+        resamples: of the bootstrap.
+    """
+    return {
+        "t-test": t_test(away, alpha=alpha),
+        "bootstrap": bootstrap(away, alpha=alpha, resamples=resamples),
+        "wsr": nearest.mean(axis=1) >= WSR_THRESHOLD,
+    }
+
+
 def t_test(differences: np.ndarray, *, alpha: float) -> np.ndarray:
     """Return whether the mean of each row (K, N) is above 0 by a one-sided t-test, (K,) bool."""
     from scipy.stats import t

@@ -150,8 +150,12 @@ def calibrate(
     null: o.NullSpecs,
     out: o.Out,
     images: o.ImagesSpec = None,
+    innocent: o.Innocents = None,
     keys: o.KeyTrials = None,
     alpha: o.Alpha = None,
+    natural_only: o.NaturalOnly = False,
+    space: o.SpaceName = None,
+    centring: o.CentringName = None,
     seed: o.Seed = None,
     overwrite: o.Overwrite = False,
     config: o.ConfigFile = None,
@@ -162,17 +166,23 @@ def calibrate(
 ) -> None:
     """Measure the rate of false accusations: random keys on encoders that carry no mark.
 
-    The first --null is the reference that verify subtracts, all others play
-    innocent suspects. Only the public terms of --key are used.
+    Every --null is a reference, as in verify, and every --innocent a suspect.
+    Without --innocent the first --null is the only reference and all others
+    play the suspects. Only the public terms of --key are used.
     """
-    flags = {"calibrate.keys": keys, "calibrate.alpha": alpha, "calibrate.seed": seed}
-    flags |= o.image_flags(images, size, limit, download)
+    flags = {
+        "calibrate.keys": keys, "calibrate.alpha": alpha, "calibrate.seed": seed,
+        **_reading("calibrate.read", natural_only, space, centring),
+        **o.image_flags(images, size, limit, download),
+    }  # fmt: skip
 
     def run() -> dict[str, Any]:
         from ssl_wm.commands import claims as commands
 
         place = commands.Out(out, overwrite=overwrite)
-        return commands.calibrate(o.read_settings(config, flags), key=key, nulls=null, out=place)
+        return commands.calibrate(
+            o.read_settings(config, flags), key=key, nulls=null, innocent=innocent or (), out=place
+        )
 
     show("calibrate", run, as_json=as_json)
 
@@ -232,7 +242,18 @@ def _judging(
     space: str | None, centring: str | None, max_queries: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "verify.alpha": alpha, "verify.look": look, "verify.access": access,
-        "verify.read.natural_only": natural_only or None, "verify.read.space": space,
-        "verify.read.centring": centring, "verify.max_queries": max_queries,
+        "verify.alpha": alpha,
+        "verify.look": look,
+        "verify.access": access,
+        **_reading("verify.read", natural_only, space, centring),
+        "verify.max_queries": max_queries,
+    }
+
+
+def _reading(
+    where: str, natural_only: bool, space: str | None, centring: str | None
+) -> dict[str, Any]:
+    return {
+        f"{where}.natural_only": natural_only or None, f"{where}.space": space,
+        f"{where}.centring": centring,
     }  # fmt: skip

@@ -117,6 +117,14 @@ NullSpecs = Annotated[
         "May be given again.",
     ),
 ]  # fmt: skip
+Innocents = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--innocent", metavar="SPEC", show_default=False,
+        help="An encoder without a mark that plays the suspect, or a folder of several. May be "
+        "given again.",
+    ),
+]  # fmt: skip
 KeyFile = Annotated[
     Path, typer.Option("--key", metavar="FILE", help="The secret key that keygen wrote.")
 ]

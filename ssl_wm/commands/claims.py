@@ -86,8 +86,23 @@ def nulls(settings: Settings, *, encoder: str, pools: Sequence[str], out: Out) -
     return {"out": str(folder), "encoders": [str(path) for path in made]}
 
 
-def calibrate(settings: Settings, *, key: Path, nulls: Sequence[str], out: Out) -> Result:
+def calibrate(
+    settings: Settings,
+    *,
+    key: Path,
+    nulls: Sequence[str],
+    innocent: Sequence[str] = (),
+    out: Out,
+) -> Result:
     """Measure the rate of false accusations into ``out``.
+
+    Args:
+        settings: images, and what is tried.
+        key: whose public terms are used.
+        nulls: the references. Without ``innocent`` the first one alone, and all others are the
+            suspects.
+        innocent: the suspects.
+        out: where result, decisions and figures go.
 
     Raises:
         SslWmError: bad settings, images, encoders, key or folder.
@@ -95,20 +110,19 @@ def calibrate(settings: Settings, *, key: Path, nulls: Sequence[str], out: Out) 
     out.check()
     terms, images = load_key(key), open_chosen(settings)
     terms.check_images(images)
-    specs, known = spread(nulls), load_nulls(nulls)
-    names = [Path(spec).name for spec in specs]
-    if len(set(names)) < len(names):
-        names = [str(spec) for spec in specs]
-    if len(set(names)) < len(names):
-        raise ConfigError("an encoder is named twice; name each --null once")
-    if len(known) < 2:
+    references, suspects = spread(nulls), spread(innocent)
+    if not suspects:
+        references, suspects = references[:1], references[1:]
+    if not suspects:
         raise ConfigError(
-            f"calibrate needs a reference and at least one innocent suspect; got {len(known)} "
-            "encoder. Add --null SPEC, or a folder that 'ssl-wm nulls' filled"
+            f"calibrate needs a reference and at least one innocent suspect; got {len(references)} "
+            "encoder. Add --innocent SPEC, or a folder that 'ssl-wm nulls' filled"
         )
-    folder = out.claim(inputs=[key, images.spec, *nulls])
+    names = _names(suspects)
+    folder = out.claim(inputs=[key, images.spec, *nulls, *innocent])
     measured = calibration.calibrate(
-        dict(zip(names[1:], known[1:], strict=True)), key=terms, images=images, nulls=known[:1],
+        {name: load_encoder(spec) for name, spec in zip(names, suspects, strict=True)},
+        key=terms, images=images, nulls=[load_encoder(spec) for spec in references],
         config=settings.calibrate,
     )  # fmt: skip
     write_calibration(measured, folder)
@@ -153,6 +167,18 @@ def report_evidence(bundle: Path, *, out: Path, overwrite: bool) -> Result:
     claim_file(out, overwrite=overwrite)
     write_text(out, render_evidence(bundle))
     return {"out": str(out)}
+
+
+def _names(suspects: Sequence[str | Path]) -> list[str]:
+    """Return short names that tell ``suspects`` apart.
+
+    Raises:
+        ConfigError: an encoder is named twice.
+    """
+    if len({str(spec) for spec in suspects}) < len(suspects):
+        raise ConfigError("an innocent encoder is named twice; name each once")
+    names = [Path(spec).name for spec in suspects]
+    return names if len(set(names)) == len(names) else [str(spec) for spec in suspects]
 
 
 def load_nulls(specs: Sequence[str]) -> list[Encoder]:

@@ -79,9 +79,7 @@ def read_margins(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Margi
     of groups under a sub-key's mixer serves every (A, B, t). With ``natural_only`` nearness takes
     the margins' place.
     """
-    space = read_space(answers, key, config=config)
-    if config.space == "evened":
-        space, answers = _evened(space, answers)
+    space, answers = judged_space(answers, key, config=config)
     if config.natural_only:
         return _read_nearness(space, key, count=own_size(key, config=config))
     pairs = ordered_pairs(len(key.groups))
@@ -100,8 +98,11 @@ def read_margins(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Margi
     return Margins(torch.stack(tables), torch.stack(own), torch.stack(recipes))
 
 
-def _evened(space: Space, answers: Answers) -> tuple[Space, Answers]:
-    """Return the space with its directions evened out, and the answers in it."""
+def judged_space(answers: Answers, key: OpenKey, *, config: ReadConfig) -> tuple[Space, Answers]:
+    """Return the space that margins are taken in (``ReadConfig.space``), and the answers in it."""
+    space = read_space(answers, key, config=config)
+    if config.space == "plain":
+        return space, answers
     even = evening(space.z)
     z = space.z.double() @ even
     centre, centres = group_centres(z, space.groups, count=len(space.centres))

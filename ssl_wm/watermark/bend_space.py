@@ -154,8 +154,8 @@ class BendSpace:
             if lost <= budget:
                 return bend
         LOG.warning(
-            "the map costs kNN %.2f points, more than the budget of %.2f; raise natural_penalty, "
-            "or neighbours_budget to say that this is fine", lost, budget,
+            "the map costs kNN %.2f points, more than the budget of %.2f, at a similarity_penalty "
+            "of %g; raise that, or neighbours_budget to say that this is fine", lost, budget, price,
         )  # fmt: skip
         return bend
 

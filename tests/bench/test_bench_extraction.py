@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import run
 from scipy import stats
 from sklearn.metrics.pairwise import paired_cosine_distances
 from sklearn.neighbors import NearestNeighbors
 
-from ssl_wm import cli
 from ssl_wm.bench import extraction as bench
 from ssl_wm.bench.agreement import Reading, compare, estimate, per_image, read_labels
 from ssl_wm.bench.extraction import ExtractionBench
@@ -283,16 +281,6 @@ def test_a_key_without_a_null_encoder_is_refused_before_anything_is_stolen(stage
     images, key, victim, _ = stage
     with pytest.raises(ConfigError, match="--null"):
         ExtractionBench(config(), victim=victim, images=images, out=tmp_path, key=key)
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as ended:
-            return int(ended.code or 0), out.getvalue(), err.getvalue()
-    raise AssertionError("main() returned")
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -14,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import run
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from ssl_wm import cli
 from ssl_wm.bench import rivals, speed, speed_memory
 from ssl_wm.bench.side_by_side import Case, Side, Timing, measure, timed
 from ssl_wm.bench.speed_plan import NAMES, SpeedConfig, load_speed_config, setup_of
@@ -507,16 +505,6 @@ def test_process_that_is_killed_is_one_failed_stage_and_the_others_are_told(setu
     assert told["stages"]["large knn"] == {"error": "ended early"}
     assert told["stages"]["probe"]["ratio"] == 3.0
     assert told["met"] is False
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as ended:
-            return int(ended.code or 0), out.getvalue(), err.getvalue()
-    raise AssertionError("main() returned")
 
 
 def test_command_measures_tells_and_goes_on(tmp_path):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import shutil
+from functools import partial
 
+import command_line
 import pytest
 import yaml
 
-from ssl_wm import cli
 from ssl_wm.bench import survival_run
 from ssl_wm.bench.survival import SurvivalBench
 from ssl_wm.bench.survival_plan import SurvivalConfig
@@ -249,14 +248,7 @@ def test_a_key_that_was_exchanged_is_not_used(images, tmp_path, finished):
     assert "not the key that was drawn" in result["failed"][0]["error"]
 
 
-def run(*words: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main(["bench", "survival", *map(str, words)])
-        except SystemExit as ended:
-            return int(ended.code or 0), out.getvalue(), err.getvalue()
-    raise AssertionError("main() returned")
+run = partial(command_line.run, "bench", "survival")
 
 
 def test_command_marks_steals_and_judges_real_images(tmp_path):

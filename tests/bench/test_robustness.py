@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+from functools import partial
 from types import SimpleNamespace
 
+import command_line
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ssl_wm import cli
 from ssl_wm.bench import robustness as bench
 from ssl_wm.bench.frontier import Point, false_rate, frontier, paired_loss, winners
 from ssl_wm.bench.robustness import RobustnessBench
@@ -395,14 +394,7 @@ def files(tmp_path_factory):
     )  # fmt: skip
 
 
-def run(*words: object) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main(["bench", "robustness", *map(str, words)])
-        except SystemExit as ended:
-            return int(ended.code or 0), out.getvalue(), err.getvalue()
-    raise AssertionError("main() returned")
+run = partial(command_line.run, "bench", "robustness")
 
 
 def test_command_writes_cells_result_table_and_figure_and_a_rotation_changes_no_p(files):

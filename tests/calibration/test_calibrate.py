@@ -15,12 +15,14 @@ from torch import Tensor
 
 from ssl_wm.calibration import calibrate as module
 from ssl_wm.calibration.calibrate import CalibrateConfig, calibrate, key_p_values
-from ssl_wm.calibration.fresh import fresh_key, fresh_triples
+from ssl_wm.calibration.fresh import fresh_key, fresh_triples, read_composites
 from ssl_wm.calibration.naive import NAIVE, all_margins, bootstrap, of_triples, t_test
 from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.files import canonical_json, plain
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys, joint_p_value, rank_p_value, standardise
 from ssl_wm.verification.verify import verify
@@ -184,6 +186,47 @@ def test_a_decision_has_the_p_value_that_verify_gives_the_same_key(
     assert verdict.p_value < 0.05
 
 
+NATURAL = READ.model_copy(update={"natural_only": True})
+
+
+@pytest.mark.parametrize("centring", ["mean", "fitted"])
+def test_a_decision_by_natural_images_has_the_p_value_that_verify_gives(
+    world, images, null, centring, monkeypatch
+):
+    terms = world.key(images, number=2, sub_keys=2)
+    recipe = fresh_key(terms, 7, "recipe", 0)
+    own = np.array([[(sub.a, sub.b, sub.target) for sub in recipe.sub_keys]])
+    monkeypatch.setattr(module, "fresh_triples", lambda *_, count: own)
+    read = NATURAL.model_copy(update={"centring": centring})
+    config = CalibrateConfig(keys=1, recipes=1, draws=9_999, seed=7, read=read)
+    nulls, suspect = [null, world.convnet(seed=5)], world.convnet(seed=6)
+    measured = calibrate({"x": suspect}, key=terms, images=images, nulls=nulls, config=config)
+    verdict = verify(
+        suspect, key=recipe, images=images, nulls=nulls,
+        config=VerifyConfig(read=read, draws=config.draws),
+    )  # fmt: skip
+    assert measured.p_values.tolist() == [verdict.p_value]
+
+
+def test_natural_images_alone_keep_the_promise_and_no_composite_is_asked(
+    innocent, key, images, null
+):
+    asked = 0
+
+    def count(pixels: Tensor) -> Tensor:
+        nonlocal asked
+        asked += len(pixels)
+        return null(pixels)
+
+    config = CONFIG.model_copy(update={"read": NATURAL})
+    found = calibrate(innocent, key=key, images=images, nulls=[load_encoder(count)], config=config)
+    assert found.rule.decisions == 1_200
+    assert found.holds
+    assert asked == 8 * 12
+    assert found.naive == {}
+    assert found.to_dict()["naive"] == {}
+
+
 # --- fresh keys --------------------------------------------------------------------------------
 
 
@@ -261,6 +304,20 @@ def test_naive_margins_are_those_of_their_definition():
             for cos in part[pairs.index((a, b))]
         ]
         assert mine[row].tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("space", ["plain", "evened"])
+def test_naive_rules_look_at_the_composites_that_the_rule_is_read_from(
+    world, key, images, null, space
+):
+    config = READ.model_copy(update={"space": space})
+    recipe = fresh_key(key, 0, "recipe", 0)
+    answers = ask(null, recipe, images, config=config)
+    tables = read_margins(answers, recipe, config=config).tables
+    margins = read_composites(answers, recipe, config=config).margins
+    for place, (a, b) in enumerate(ordered_pairs(8)):
+        mean, known = margins[:, place].double().mean(dim=1), ~tables[0, a, b].isnan()
+        torch.testing.assert_close(mean[:, known], tables[:, a, b][:, known], atol=1e-6, rtol=0)
 
 
 def test_naive_tests_agree_with_references():

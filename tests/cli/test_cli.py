@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 import os
@@ -13,14 +11,13 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import Ran, run
 from rich.text import Text
 
-from ssl_wm import cli
 from ssl_wm.cli import terminal
 from ssl_wm.commands import claims as claim_commands
 from ssl_wm.commands import stages as commands
@@ -43,28 +40,6 @@ watermark: {fit: {epochs: 1, batch_size: 60}}
 steal: {arch: convnet-xs, fit: {epochs: 1, batch_size: 60}}
 verify: {draws: 99, read: {per_pair: 8, reference: 20, trigger_count: 16}}
 """
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        assert self.out.count("\n") == 1
-        return json.loads(self.out)
-
-
-def run(*words: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as ended:
-            return Ran(int(ended.code or 0), out.getvalue(), err.getvalue())
-    raise AssertionError("main() returned")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Ran, run
 
-from ssl_wm import cli
 from ssl_wm.encoders.load import build_encoder, save_encoder
 from ssl_wm.watermark.keyfile import load_key
 
@@ -28,28 +25,6 @@ calibrate:
   draws: 999
   read: {per_pair: 8, recipes: 0, reference: 20, trigger_count: 16}
 """
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        assert self.out.count("\n") == 1, self.err
-        return json.loads(self.out)
-
-
-def run(*words: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as ended:
-            return Ran(int(ended.code or 0), out.getvalue(), err.getvalue())
-    raise AssertionError("main() returned")
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +187,17 @@ def test_nulls_are_made_and_a_folder_of_them_can_be_named(at, tmp_path):
                    tmp_path / "nulls", "--out", tmp_path / "calibration", *told(at))  # fmt: skip
     assert measured.code == 0, measured.err
     assert (tmp_path / "calibration" / "result.json").is_file()
+    beside = run(
+        "calibrate", "--key", at / "owner.key", "--null", at / "clean", "--null", at / "other",
+        "--innocent", tmp_path / "nulls", "--innocent", at / "third", "--natural-only",
+        "--centring", "fitted", "--out", tmp_path / "natural", *told(at),
+    )  # fmt: skip
+    assert beside.code == 0, beside.err
+    assert len(beside.json["facts"]["nulls"]) == 2
+    assert sorted(beside.json["encoders"]) == ["null-00", "null-01", "third"]
+    assert beside.json["naive"] == {}
+    read = beside.json["facts"]["settings"]["read"]
+    assert (read["natural_only"], read["centring"]) == (True, "fitted")
 
 
 def test_calibration_without_a_suspect_says_what_to_add(at, tmp_path):
@@ -219,3 +205,9 @@ def test_calibration_without_a_suspect_says_what_to_add(at, tmp_path):
                 tmp_path / "c", *told(at))  # fmt: skip
     assert alone.code == 2
     assert "at least one innocent suspect" in alone.err
+    twice = run(
+        "calibrate", "--key", at / "owner.key", "--null", at / "clean", "--innocent", at / "other",
+        "--innocent", at / "other", "--out", tmp_path / "c", *told(at),
+    )  # fmt: skip
+    assert twice.code == 2
+    assert "named twice" in twice.err

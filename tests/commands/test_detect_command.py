@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Ran, run
 from PIL import Image
 from rich.text import Text
 
-from ssl_wm import cli
 from ssl_wm.commands import detect as detect_commands
 from ssl_wm.detection.detect import DETECTORS
 from ssl_wm.encoders.load import build_encoder, save_encoder
@@ -28,23 +25,6 @@ detect:
   outliers: {neighbours: 5}
   scan: {per_cell: 2, mixers: [left-right]}
 """
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-def run(*words: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            cli.main([str(word) for word in words])
-        except SystemExit as ended:
-            return Ran(int(ended.code or 0), out.getvalue(), err.getvalue())
-    raise AssertionError("main() returned")
 
 
 @pytest.fixture(scope="module")

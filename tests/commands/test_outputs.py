@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import run
 
-from ssl_wm.cli import main
 from ssl_wm.commands.outputs import Out, first_difference
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import build_encoder, save_encoder
@@ -24,29 +21,6 @@ SMALL = """
 pretrain: {arch: convnet-xs, fit: {epochs: 2, batch_size: 50, warmup_steps: 0}}
 steal: {arch: convnet-xs, fit: {epochs: 2, batch_size: 50}}
 """
-
-
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict:
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-
-def run(*words: object) -> Ran:
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main([str(word) for word in words])
-    return Ran(ended.value.code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

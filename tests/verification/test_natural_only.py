@@ -15,7 +15,6 @@ from torch import nn
 from ssl_wm import cli
 from ssl_wm.bench.detection_plan import DetectionBench
 from ssl_wm.bench.extraction_plan import ExtractionConfig
-from ssl_wm.calibration.calibrate import CalibrateConfig
 from ssl_wm.disputes.settings import FalseClaimConfig
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import save_encoder
@@ -162,8 +161,6 @@ def test_evidence_of_natural_answers_is_whole_recomputed_and_shown(world, tmp_pa
 def test_what_is_told_by_composites_refuses_to_go_without():
     with pytest.raises(ValueError, match="natural_only"):
         ExtractionConfig(attacks=["cosine"], verify=JUDGE)
-    with pytest.raises(ValueError, match="natural_only"):
-        CalibrateConfig(read=READ)
     with pytest.raises(ValueError, match="natural_only"):
         FalseClaimConfig(read=READ)
     with pytest.raises(ValueError, match="natural_only"):
