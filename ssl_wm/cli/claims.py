@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from ssl_wm.cli import options as o
+from ssl_wm.cli import options_claims as claim
 from ssl_wm.cli.terminal import show
 
 claims = typer.Typer()
@@ -24,15 +25,15 @@ def verify(
     suspect: o.SuspectSpec,
     null: o.NullSpecs,
     images: o.ImagesSpec = None,
-    alpha: o.Alpha = None,
-    look: o.Look = None,
-    access: o.Access = None,
-    natural_only: o.NaturalOnly = False,
-    space: o.SpaceName = None,
-    centring: o.CentringName = None,
-    max_queries: o.MaxQueries = None,
-    sub_key: o.SubKeyChoice = None,
-    evidence: o.EvidenceFolder = None,
+    alpha: claim.Alpha = None,
+    look: claim.Look = None,
+    access: claim.Access = None,
+    natural_only: claim.NaturalOnly = False,
+    space: claim.SpaceName = None,
+    centring: claim.CentringName = None,
+    max_queries: claim.MaxQueries = None,
+    sub_key: claim.SubKeyChoice = None,
+    evidence: claim.EvidenceFolder = None,
     overwrite: o.Overwrite = False,
     config: o.ConfigFile = None,
     size: o.Size = None,
@@ -69,8 +70,8 @@ def nulls(
     encoder: o.EncoderSpec,
     out: o.Out,
     images: o.ImagesSpec = None,
-    count: o.NullCount = None,
-    pool: o.Pools = None,
+    count: claim.NullCount = None,
+    pool: claim.Pools = None,
     seed: o.Seed = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
@@ -104,15 +105,15 @@ def nulls(
     epilog="Example: ssl-wm trace --keys licensees --suspect found --images digits --null clean"
 )
 def trace(
-    keys: o.KeyFolder,
+    keys: claim.KeyFolder,
     suspect: o.SuspectSpec,
     null: o.NullSpecs,
     images: o.ImagesSpec = None,
-    alpha: o.Alpha = None,
-    access: o.Access = None,
-    natural_only: o.NaturalOnly = False,
-    space: o.SpaceName = None,
-    centring: o.CentringName = None,
+    alpha: claim.Alpha = None,
+    access: claim.Access = None,
+    natural_only: claim.NaturalOnly = False,
+    space: claim.SpaceName = None,
+    centring: claim.CentringName = None,
     config: o.ConfigFile = None,
     size: o.Size = None,
     limit: o.Limit = None,
@@ -150,12 +151,12 @@ def calibrate(
     null: o.NullSpecs,
     out: o.Out,
     images: o.ImagesSpec = None,
-    innocent: o.Innocents = None,
-    keys: o.KeyTrials = None,
-    alpha: o.Alpha = None,
-    natural_only: o.NaturalOnly = False,
-    space: o.SpaceName = None,
-    centring: o.CentringName = None,
+    innocent: claim.Innocents = None,
+    keys: claim.KeyTrials = None,
+    alpha: claim.Alpha = None,
+    natural_only: claim.NaturalOnly = False,
+    space: claim.SpaceName = None,
+    centring: claim.CentringName = None,
     seed: o.Seed = None,
     overwrite: o.Overwrite = False,
     config: o.ConfigFile = None,
@@ -189,8 +190,8 @@ def calibrate(
 
 @evidence.command("check", epilog="Example: ssl-wm evidence check bundle")
 def check_evidence(
-    bundle: o.Bundle,
-    suspect: o.SuspectAgain = None,
+    bundle: claim.Bundle,
+    suspect: claim.SuspectAgain = None,
     images: o.ImagesSpec = None,
     size: o.Size = None,
     limit: o.Limit = None,
@@ -218,8 +219,8 @@ def check_evidence(
 
 @evidence.command("report", epilog="Example: ssl-wm evidence report bundle --out claim.html")
 def report_evidence(
-    bundle: o.Bundle,
-    out: o.ReportFile = None,
+    bundle: claim.Bundle,
+    out: claim.ReportFile = None,
     overwrite: o.Overwrite = False,
     as_json: o.Json = False,
 ) -> None:
