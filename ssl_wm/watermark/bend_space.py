@@ -260,5 +260,5 @@ class BendSpace:
 _OTHER_PAIRS = 30
 JUDGED = 20_000
 """Most training images that the map's cost is judged on."""
-TRIES = 4
+TRIES = 8
 """Maps that are fitted at most, each at twice the similarity_penalty of the one before."""
