@@ -9,35 +9,14 @@ from functools import partial
 import command_line
 import pytest
 import yaml
+from small_survival import FIT, MOVE, NONE, SMALL, VERIFY, config
 
 from ssl_wm.bench import survival_run
 from ssl_wm.bench.survival import SurvivalBench
-from ssl_wm.bench.survival_plan import SurvivalConfig
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import ConfigError, EncoderError, VerificationError
 from ssl_wm.report.survival import survival_markdown
-
-FIT = {"epochs": 1, "batch_size": 32, "warmup_steps": 0}
-CLEAN_FIT = {"pretrain": {"arch": "convnet-xs", "fit": FIT}}
-NONE = {"watermark": {"method": "none", "fit": FIT}}
-MOVE = {"watermark": {"method": "move-target", "fit": FIT}, "thefts": "one"}
-VERIFY = {
-    "draws": 99, "read": {"per_pair": 8, "reference": 8, "trigger_count": 16, "recipes": 3}
-}  # fmt: skip
-SMALL = {
-    "images": {"spec": "digits"},
-    "key": {"groups": "labels", "sub_keys": 1, "autoencoder_steps": 0},
-    "clean": CLEAN_FIT,
-    "steal": {"attack": "cosine", "arch": "convnet-xs", "fit": FIT},
-    "thefts": {"one": [{}]},
-    "embedders": {"none": NONE, "move": MOVE},
-    "verify": VERIFY,
-}
-
-
-def config(**changes: object) -> SurvivalConfig:
-    return SurvivalConfig.model_validate({**SMALL, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -6,33 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_survival import CLEAN_FIT, FIT, MOVE, NONE, SMALL, config
 
 from ssl_wm.bench.survival import SurvivalBench
-from ssl_wm.bench.survival_plan import SurvivalConfig, expand, load_survival_config, pools_of
+from ssl_wm.bench.survival_plan import expand, load_survival_config, pools_of
 from ssl_wm.bench.survival_thieves import Thief
 from ssl_wm.errors import ConfigError
 
-FIT = {"epochs": 1, "batch_size": 32, "warmup_steps": 0}
-CLEAN_FIT = {"pretrain": {"arch": "convnet-xs", "fit": FIT}}
-NONE = {"watermark": {"method": "none", "fit": FIT}}
-MOVE = {"watermark": {"method": "move-target", "fit": FIT}, "thefts": "one"}
-VERIFY = {
-    "draws": 99, "read": {"per_pair": 8, "reference": 8, "trigger_count": 16, "recipes": 3}
-}  # fmt: skip
-SMALL = {
-    "images": {"spec": "digits"},
-    "key": {"groups": "labels", "sub_keys": 1, "autoencoder_steps": 0},
-    "clean": CLEAN_FIT,
-    "steal": {"attack": "cosine", "arch": "convnet-xs", "fit": FIT},
-    "thefts": {"one": [{}]},
-    "embedders": {"none": NONE, "move": MOVE},
-    "verify": VERIFY,
-}
 SIZES = {"same": 1000, "half": 500, "signs": 300}
-
-
-def config(**changes: object) -> SurvivalConfig:
-    return SurvivalConfig.model_validate({**SMALL, **changes})
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import json
 import re
 import shutil
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from html_page import Page
 
 from ssl_wm.errors import VerificationError
 from ssl_wm.evidence.record import check, verify_with_evidence
@@ -23,35 +23,6 @@ from ssl_wm.watermark.mixers import CropPaste, PixelMerge, Stripes
 
 KEPT = Path(__file__).parent.parent / "bundles" / "v1"
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>&\u202e'
-
-
-class Page(HTMLParser):
-    """What a browser would see."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags, self.text, self.inside = [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.inside.append(tag)
-
-    def handle_endtag(self, tag):
-        while self.inside and self.inside.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if "style" not in self.inside:
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return " ".join(" ".join(self.text).split())
-
-    @property
-    def ids(self) -> list[str]:
-        return [attrs["id"] for _, attrs in self.tags if "id" in attrs]
 
 
 @pytest.fixture(scope="module")

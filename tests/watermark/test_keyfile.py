@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from key_files import check_refused_or_identical, facts
 
 from ssl_wm.errors import KeyFileError
 from ssl_wm.files import canonical_json, sha256_bytes
-from ssl_wm.watermark.key import COMMITMENT_TAG, OpenKey, WatermarkKey
+from ssl_wm.watermark.key import COMMITMENT_TAG, WatermarkKey
 from ssl_wm.watermark.keyfile import (
     load_key,
     save_commitment,
@@ -36,29 +37,6 @@ def saved(tmp_path_factory) -> Callable[[WatermarkKey], bytes]:
         return path.read_bytes()
 
     return write
-
-
-def facts(key: OpenKey) -> tuple[object, ...]:
-    """Return all that a key does."""
-    return (
-        key.beacon, key.salt, key.root, canonical_json(key.terms.content), key.commitment,
-        key.leaves, repr(key.sub_keys), [sub.seed for sub in key.sub_keys],
-        [(sub.mixer, sub.others) for sub in key.sub_keys if not key.terms.autoencoder],
-    )  # fmt: skip
-
-
-def check_refused_or_identical(read: Callable[[], OpenKey], key: OpenKey) -> None:
-    try:
-        again = read()
-    except KeyFileError as refusal:
-        text = str(refusal)
-    else:
-        text = ""
-        assert facts(again) == facts(key)
-    assert "\n" not in text
-    secrets = [leaf.secret for leaf in key.leaves]
-    secrets += [key.secret] if isinstance(key, WatermarkKey) else []
-    assert not any(secret.hex() in text for secret in secrets)
 
 
 # --- the owner's file --------------------------------------------------------------------------

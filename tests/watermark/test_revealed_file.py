@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from key_files import check_refused_or_identical, facts
 
 from ssl_wm.errors import KeyFileError
-from ssl_wm.files import canonical_json, sha256_bytes
-from ssl_wm.watermark.key import OpenKey, RevealedKey, WatermarkKey
+from ssl_wm.files import sha256_bytes
+from ssl_wm.watermark.key import RevealedKey, WatermarkKey
 from ssl_wm.watermark.keyfile import (
     load_key,
     read_revealed,
@@ -23,29 +24,6 @@ from ssl_wm.watermark.keyfile import (
 )
 
 BEACON = "drand round 1"
-
-
-def facts(key: OpenKey) -> tuple[object, ...]:
-    """Return all that a key does."""
-    return (
-        key.beacon, key.salt, key.root, canonical_json(key.terms.content), key.commitment,
-        key.leaves, repr(key.sub_keys), [sub.seed for sub in key.sub_keys],
-        [(sub.mixer, sub.others) for sub in key.sub_keys if not key.terms.autoencoder],
-    )  # fmt: skip
-
-
-def check_refused_or_identical(read: Callable[[], OpenKey], key: OpenKey) -> None:
-    try:
-        again = read()
-    except KeyFileError as refusal:
-        text = str(refusal)
-    else:
-        text = ""
-        assert facts(again) == facts(key)
-    assert "\n" not in text
-    secrets = [leaf.secret for leaf in key.leaves]
-    secrets += [key.secret] if isinstance(key, WatermarkKey) else []
-    assert not any(secret.hex() in text for secret in secrets)
 
 
 VALUES = st.sampled_from(
