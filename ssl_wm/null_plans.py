@@ -246,5 +246,10 @@ def sized(arch: str, *, images: ImageSet) -> str:
 
 
 def is_marked(made: Mapping[str, Any]) -> bool:
-    """Return whether an encoder made so carries a mark."""
-    return made.get("stage") == "watermark"
+    """Return whether an encoder made so carries a mark; the embedder ``none`` leaves none.
+
+    >>> [is_marked({"stage": "watermark", "config": {"method": m}}) for m in ("bend-space", "none")]
+    [True, False]
+    """
+    method = made.get("config", {}).get("method")
+    return made.get("stage") == "watermark" and method != "none"

@@ -123,6 +123,12 @@ def test_a_marked_encoder_is_no_source_of_nulls(clean, images, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_encoder_that_was_fine_tuned_without_a_mark_is_a_source_of_nulls(images):
+    unmarked = load_encoder("convnet-xs?seed=1")
+    unmarked.made = {"stage": "watermark", "config": {"method": "none"}}
+    assert len(plan_nulls(unmarked, config=CONFIG, pools={"": images.train})) == CONFIG.count
+
+
 def test_every_washing_of_the_table_can_be_carried_out_with_the_owners_images():
     for wash in WASHES:
         assert checked([wash.attempt], wash.strength) == (wash.strength,)
