@@ -15,7 +15,6 @@ from typing import Annotated, Any
 import typer
 
 from ssl_wm.cli import options as o
-from ssl_wm.cli import options_claims as claim
 from ssl_wm.cli.terminal import run_app, show
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -42,7 +41,7 @@ def main(
     owner_model: Spec, disputed: Disputed, owner_key: OwnerKey, rival_key: RivalKey,
     owner_null: OwnerNulls, rival_null: RivalNulls, images: o.ImagesSpec = None,
     owner_date: OwnerDate = None, rival_date: RivalDate = None, embed: Embed = None,
-    alpha: claim.Alpha = None, out: ResultFile = None, overwrite: o.Overwrite = False,
+    alpha: o.Alpha = None, out: ResultFile = None, overwrite: o.Overwrite = False,
     config: o.ConfigFile = None, size: o.Size = None, limit: o.Limit = None,
     as_json: o.Json = False,
 ) -> None:  # fmt: skip

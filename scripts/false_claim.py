@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 from ssl_wm.cli import options as o
-from ssl_wm.cli import options_claims as claim
 from ssl_wm.cli.terminal import run_app, show
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -33,7 +32,7 @@ Beacons = Annotated[int | None, typer.Option("--beacons", metavar="N", help="Bea
 def main(
     suspect: o.SuspectSpec, null: o.NullSpecs, images: o.ImagesSpec = None, source: Source = None,
     clusters: o.Clusters = None, sub_keys: o.SubKeys = None, keys: Keys = None,
-    beacons: Beacons = None, alpha: claim.Alpha = None, seed: o.Seed = None,
+    beacons: Beacons = None, alpha: o.Alpha = None, seed: o.Seed = None,
     out: ResultFile = None, overwrite: o.Overwrite = False, config: o.ConfigFile = None,
     size: o.Size = None, limit: o.Limit = None, as_json: o.Json = False,
 ) -> None:  # fmt: skip

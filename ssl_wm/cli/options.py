@@ -151,6 +151,13 @@ Method = Annotated[
         "composite-backdoor, badencoder, ssl-guard, ssl-wm, none.",
     ),
 ]  # fmt: skip
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        "--alpha", metavar="P", show_default=False,
+        help="Largest acceptable rate of false accusations; the default is 0.01.",
+    ),
+]  # fmt: skip
 KeyCount = Annotated[
     int | None,
     typer.Option(

@@ -15,13 +15,6 @@ Innocents = Annotated[
         "given again.",
     ),
 ]  # fmt: skip
-Alpha = Annotated[
-    float | None,
-    typer.Option(
-        "--alpha", metavar="P", show_default=False,
-        help="Largest acceptable rate of false accusations; the default is 0.01.",
-    ),
-]  # fmt: skip
 KeyFolder = Annotated[
     Path, typer.Option("--keys", metavar="DIR", help="A folder of key files, one per licensee.")
 ]
