@@ -26,6 +26,7 @@ from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys, joint_p_value, rank_p_value, standardise
 from ssl_wm.verification.verify import verify
+from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.triggers import ordered_pairs
 
 READ = ReadConfig(per_pair=8, recipes=0, reference=12, trigger_count=24, neighbours=5)
@@ -166,14 +167,19 @@ def test_a_margin_that_is_not_a_number_is_an_error():
         key_p_values(tables, keys, drawn=keys)
 
 
+def decide_on(recipe: WatermarkKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the one decision of a calibration be on the recipe's own groups."""
+    own = np.array([[(sub.a, sub.b, sub.target) for sub in recipe.sub_keys]])
+    monkeypatch.setattr(module, "fresh_triples", lambda *_, count: own)
+
+
 @pytest.mark.parametrize("sub_keys", [1, 2])
 def test_a_decision_has_the_p_value_that_verify_gives_the_same_key(
     world, images, null, sub_keys, monkeypatch
 ):
     terms = world.key(images, number=2, sub_keys=sub_keys)
     recipe = fresh_key(terms, 7, "recipe", 0)
-    own = np.array([[(sub.a, sub.b, sub.target) for sub in recipe.sub_keys]])
-    monkeypatch.setattr(module, "fresh_triples", lambda *_, count: own)
+    decide_on(recipe, monkeypatch)
     config = CONFIG.model_copy(update={"keys": 1, "recipes": 1, "seed": 7})
     nulls = [null, world.palette(images)]
     suspect = world.palette(images, key=recipe)
@@ -195,8 +201,7 @@ def test_a_decision_by_natural_images_has_the_p_value_that_verify_gives(
 ):
     terms = world.key(images, number=2, sub_keys=2)
     recipe = fresh_key(terms, 7, "recipe", 0)
-    own = np.array([[(sub.a, sub.b, sub.target) for sub in recipe.sub_keys]])
-    monkeypatch.setattr(module, "fresh_triples", lambda *_, count: own)
+    decide_on(recipe, monkeypatch)
     read = NATURAL.model_copy(update={"centring": centring})
     config = CalibrateConfig(keys=1, recipes=1, draws=9_999, seed=7, read=read)
     nulls, suspect = [null, world.convnet(seed=5)], world.convnet(seed=6)
