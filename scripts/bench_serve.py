@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
+from ssl_wm.cli.terminal import guarded
 from ssl_wm.encoders.asking.asker import png_bytes
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import load_encoder
@@ -112,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -13,12 +13,14 @@ random joint keys the key lies above their mean, which goes on where p has reach
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_wm.cli.terminal import guarded
 from ssl_wm.commands.claims import spread
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder
@@ -102,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from pathlib import Path
 
+from ssl_wm.cli.terminal import guarded
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.files import write_bytes
@@ -44,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -5,11 +5,14 @@ python scripts/results_table.py runs/cifar10-small/result.json
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
+from ssl_wm.cli.terminal import guarded
+from ssl_wm.errors import SslWmError
+from ssl_wm.files import read_json
 from ssl_wm.report.words import DASH, p_text, percent
 
 HEAD = (
@@ -38,11 +41,18 @@ def row(name: str, result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Print the table of the result named on the command line."""
-    result = json.loads(Path(sys.argv[1]).read_text())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("result", type=Path, metavar="FILE.json", help="of ssl-wm bench or demo")
+    place = parser.parse_args().result
+    result = read_json(place, what="result")
+    if not isinstance(result, dict) or "verdicts" not in result:
+        raise SslWmError(f"{place} is no result of ssl-wm bench or demo; name its result.json")
     print(HEAD)
     for name in result["utility"]:
         print(row(name, result))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -9,10 +9,12 @@ other half are copies, by all attacks, of those and of the clean encoder. Finish
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
+from ssl_wm.cli.terminal import guarded
 from ssl_wm.console import say
 from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder, save_encoder
@@ -70,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

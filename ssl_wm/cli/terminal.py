@@ -54,14 +54,22 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def run_app(app: typer.Typer, arguments: list[str]) -> int:
-    """Run the command in ``arguments`` and return the exit code.
+    """Run the command in ``arguments`` and return the exit code (``guarded``)."""
+    code = guarded(lambda: app(arguments, prog_name=NAME, standalone_mode=False))
+    if code == 130:
+        tell("", interrupted(arguments))
+    return code
+
+
+def guarded(run: Callable[[], object]) -> int:
+    """Call ``run`` and return the exit code: the number that it returned, if it did, or 0.
 
     Bad input and a full disk give one line on standard error and 2, an interruption 130;
     any other exception is a mistake in the program and passes through.
     """
     try:
         with quiet_libraries():
-            code = app(arguments, prog_name=NAME, standalone_mode=False)
+            code = run()
     except SslWmError as error:
         tell("error", error)
         return 2
@@ -75,9 +83,7 @@ def run_app(app: typer.Typer, arguments: list[str]) -> int:
         tell("error", f"{error.strerror or error}{where}")
         return 2
     except KeyboardInterrupt:
-        code = 130
-    if code == 130:
-        tell("", interrupted(arguments))
+        return 130
     return code if isinstance(code, int) else 0
 
 

@@ -67,7 +67,9 @@ def test_report_is_one_page_that_loads_nothing_and_hides_the_secret(finished):
 def test_table_for_the_docs_has_a_line_for_each_encoder(finished, capsys, monkeypatch):
     out, result = finished
     monkeypatch.setattr("sys.argv", ["results_table.py", str(out / "result.json")])
-    runpy.run_path(str(ROOT / "scripts" / "results_table.py"), run_name="__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "scripts" / "results_table.py"), run_name="__main__")
+    assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(result["utility"])
     assert len({line.count("|") for line in lines}) == 1

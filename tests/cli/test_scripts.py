@@ -53,12 +53,11 @@ def test_a_script_runs_as_a_program():
 def test_a_population_is_trained_once_and_half_of_it_are_copies(monkeypatch, tmp_path):
     build = tmp_path / "clean"
     save_encoder(build_encoder("convnet-xs", seed=1), build)
-    words = ["train_population.py", "--images", "digits", "--limit", "128", "--clean", str(build),
+    words = ["--images", "digits", "--limit", "128", "--clean", str(build),
              "--count", "4", "--epochs", "1", "--out", str(tmp_path / "all")]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", words)
     dates = []
     for _ in range(2):
-        runpy.run_path(str(SCRIPTS / "train_population.py"), run_name="__main__")
+        assert call(SCRIPTS / "train_population.py", words, monkeypatch) == 0
         made = sorted((tmp_path / "all").glob("*/encoder.safetensors"))
         dates.append([path.stat().st_mtime_ns for path in made])
     stages = [read_facts(path.parent).made["stage"] for path in made]
@@ -75,11 +74,10 @@ def test_statistics_are_compared_for_each_suspect(monkeypatch, tmp_path, capsys)
               "--sub-keys", "2", "--out", str(key)])  # fmt: skip
     assert ended.value.code == 0
     capsys.readouterr()
-    words = ["compare_statistics.py", "--images", "digits", "--key", str(key), "--per-pair", "8",
+    words = ["--images", "digits", "--key", str(key), "--per-pair", "8",
              "--draws", "999", "--null", str(clean),
              str(tmp_path / "other"), str(clean)]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", words)
-    runpy.run_path(str(SCRIPTS / "compare_statistics.py"), run_name="__main__")
+    assert call(SCRIPTS / "compare_statistics.py", words, monkeypatch) == 0
     other, itself = capsys.readouterr().out.splitlines()[2:]
     assert other.startswith("|other|")
     assert itself == "|clean|" + "|".join(["336, 336: 1.0e+00 (0.0)"] * 9) + "|"
@@ -91,11 +89,38 @@ def test_feature_spaces_are_drawn_side_by_side(monkeypatch, tmp_path):
     with pytest.raises(SystemExit):
         main(["keygen", "--encoder", str(clean), "--images", "digits", "--clusters", "8",
               "--sub-keys", "2", "--out", str(key)])  # fmt: skip
-    words = ["map_spaces.py", "--images", "digits", "--key", str(key), "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", [*words, f"clean={clean}", f"again={clean}"])
-    runpy.run_path(str(SCRIPTS / "map_spaces.py"), run_name="__main__")
+    words = ["--images", "digits", "--key", str(key), "--out", str(out)]
+    named = [f"clean={clean}", f"again={clean}"]
+    assert call(SCRIPTS / "map_spaces.py", [*words, *named], monkeypatch) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
-    assert call(SCRIPTS / "map_spaces.py", [*words[1:], "clean"], monkeypatch) == 2
+    assert call(SCRIPTS / "map_spaces.py", [*words, "clean"], monkeypatch) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("compare_statistics", ["--images", "digits", "--key", "gone", "--null", "clean", "x"]),
+        ("map_spaces", ["--images", "digits", "--key", "gone", "--out", "map.png", "a=clean"]),
+        ("train_population", ["--images", "gone", "--clean", "gone", "--out", "all"]),
+        ("results_table", ["gone"]),
+        ("bench_serve", ["--encoder", "gone"]),
+    ],
+)
+def test_what_a_script_cannot_find_is_told_in_one_line(
+    name, words, monkeypatch, tmp_path, capsys
+):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert call(SCRIPTS / f"{name}.py", words, monkeypatch) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("ssl-wm: error:")
+    assert "gone" in told[0]
+
+
+def test_a_result_of_another_kind_gives_no_table_but_a_reason(monkeypatch, tmp_path, capsys):
+    (tmp_path / "result.json").write_text('{"rows": []}')
+    assert call(SCRIPTS / "results_table.py", [str(tmp_path / "result.json")], monkeypatch) == 2
+    assert "is no result of ssl-wm bench or demo" in capsys.readouterr().err
 
 
 def test_there_is_no_script_without_a_test():
