@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +13,7 @@ from torch import Generator, Tensor, nn
 from ssl_wm.encoders.heads import Bent
 from ssl_wm.watermark.losses import relative_error
 from ssl_wm.watermark.readers import discriminant_scores, neighbour_scores
-
-Score = Callable[..., Tensor]
+from ssl_wm.watermark.rehearsal import copied_moves
 
 
 class Bend(nn.Module):
@@ -62,7 +62,7 @@ class Bend(nn.Module):
 
 @dataclass(frozen=True)
 class BendImages:
-    """Embeddings (by the clean encoder) that a bend is fitted to.
+    """Embeddings by one encoder of the images that a bend is fitted to.
 
     Attributes:
         natural: (N, D) of natural images.
@@ -81,80 +81,128 @@ class BendImages:
     targets: list[int]
     held: list[list[Tensor]]
 
+    @cached_property
+    def variance(self) -> Tensor:
+        """Spread of the natural images: their mean squared distance to their mean."""
+        return self.natural.var(dim=0, correction=0).sum()
+
+    def pools(self) -> list[Sequence[Tensor]]:
+        """Return the composites by kind, the key's own first; each kind has a pool a sub-key."""
+        return [self.marked, *zip(*self.held, strict=True)]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the terms of ``fit_bend`` weigh against the key's composites.
+
+    Attributes:
+        natural: the moves of natural images.
+        held: held composites that read as the target.
+        linear: what no linear map recovers from bent natural images.
+        similarity: changed similarities between natural images.
+        rehearsed: share of the composites' terms that is read in the rehearsed copy, in [0, 1].
+        ridge: of the rehearsed copy (``copied_moves``).
+    """
+
+    natural: float
+    held: float
+    linear: float
+    similarity: float
+    rehearsed: float
+    ridge: float
+
 
 def fit_bend(
     bend: Bend,
     images: BendImages,
     *,
+    seen: BendImages,
+    prices: Prices,
     steps: int,
     learning_rate: float,
-    natural_penalty: float,
-    held_penalty: float,
-    linear_penalty: float,
-    similarity_penalty: float,
     generator: Generator,
     rows: int = 3000,
     on_step: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
     """Fit ``bend`` in place and return its losses, one line a step.
 
-    With p the groups' probabilities by ``discriminant_scores`` or by ``neighbour_scores`` of a bent
-    embedding, read from bent natural images, t its sub-key's target and V the spread of the
-    natural images, minimises
+    With p the groups' probabilities by ``discriminant_scores`` or by ``neighbour_scores`` of an
+    embedding, read from natural images, t its sub-key's target and V the spread of the natural
+    images, minimises
 
-        mean_marked -log p_t  +  held_penalty * mean_held -log(1 - p_t)
-            +  natural_penalty * mean_natural |T(z) - z|^2 / V
-            +  linear_penalty * ``unrecovered``(T(z), z)
-            +  similarity_penalty * ``changed_similarities``(T(z), z)
+        mean_marked -log p_t  +  held mean_held -log(1 - p_t)
+            +  natural mean_natural |T(z) - z|^2 / V
+            +  linear ``unrecovered``(T(z), z)  +  similarity ``changed_similarities``(T(z), z)
 
-    averaged over both readers and summed over the kinds of held composites. Adam, cosine schedule.
+    Composites and natural images are read once as T bends them and once as a copy would answer
+    that learned T from half of the step's natural images (``copied_moves``); both are averaged,
+    ``rehearsed`` being the copy's share, and so are both readers. Kinds of held composites are
+    summed. Adam, cosine schedule.
 
     Args:
         bend: the map, changed in place.
-        images: what it is fitted to.
+        images: what it is fitted to, as the owner's clean encoder embeds it.
+        seen: the same images, row for row, as a thief's network would embed them had it copied
+            the clean encoder; ``images`` again where that is not known.
+        prices: weights of the terms.
         steps: optimiser steps.
         learning_rate: of Adam, at the start.
-        natural_penalty: weight of the moves of natural images.
-        held_penalty: weight of held composites that read as the target.
-        linear_penalty: weight of what no linear map recovers from bent natural images.
-        similarity_penalty: weight of the changed similarities between natural images.
         generator: draws the batches.
         rows: natural images a step, the same number from every group.
         on_step: called with 1 after each step (for a bar).
     """
-    variance = images.natural.var(dim=0, correction=0).sum()
     members = [(images.groups == group).nonzero().flatten() for group in range(images.count)]
     share = max(rows // images.count, 8)
-    bank_groups = torch.arange(images.count).repeat_interleave(share)
     optimiser = torch.optim.Adam(bend.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    weights = torch.tensor([1, prices.held, prices.natural, prices.linear, prices.similarity])
     lines = []
     for _ in range(steps):
-        before = images.natural[torch.cat([_draw(own, share, generator) for own in members])]
-        pools, goals = _draw_composites(images, generator)
-        bank, *bent = bend(torch.cat([before, *pools])).split([len(before), *map(len, pools)])
-        read = [
-            _readings(bent, goals, score=score, bank=bank, groups=bank_groups, count=images.count)
-            for score in (discriminant_scores, neighbour_scores)
-        ]
-        mark, held = torch.stack(read).mean(dim=0)
-        natural = relative_error(bank, before, variance=variance)
-        lost = unrecovered(bank, before)
-        half = torch.randperm(len(bank), generator=generator)[: len(bank) // 2]
-        changed = changed_similarities(bank[half], before[half])
-        loss = mark + held_penalty * held + natural_penalty * natural
-        loss = loss + linear_penalty * lost + similarity_penalty * changed
+        bank = torch.cat([own[_draw(own, share, generator)] for own in members])
+        terms = _terms(bend, images, seen, bank=bank, prices=prices, generator=generator)
         optimiser.zero_grad()
-        loss.backward()
+        (weights * torch.stack(list(terms.values()))).sum().backward()
         optimiser.step()
         schedule.step()
-        terms = {"mark": mark, "held": held, "natural": natural}
-        terms |= {"unrecovered": lost, "similarities": changed}
         lines.append({name: term.item() for name, term in terms.items()})
         if on_step is not None:
             on_step(1)
     optimiser.zero_grad()
     return lines
+
+
+def _terms(
+    bend: Bend,
+    images: BendImages,
+    seen: BendImages,
+    *,
+    bank: Tensor,
+    prices: Prices,
+    generator: Generator,
+) -> dict[str, Tensor]:
+    """Return the terms of ``fit_bend`` over the natural images ``bank`` (B,), unweighted."""
+    picks = [[_draw(pool, _ROWS, generator) for pool in kind] for kind in images.pools()]
+    before, composites = images.natural[bank], _chosen(images, picks)
+    sizes = [len(before), *map(len, composites)]
+    after, *bent = bend(torch.cat([before, *composites])).split(sizes)
+    read = _readings(bent, bank=after, groups=images.groups[bank], images=images)
+    if prices.rehearsed:
+        half = bank[::2]
+        anchors, far = seen.natural[half], _chosen(seen, picks)
+        queries = torch.cat([anchors, *far])
+        moves = (after - before)[::2]
+        copied = queries + copied_moves(moves, anchors=anchors, queries=queries, ridge=prices.ridge)
+        known, *others = copied.split([len(anchors), *map(len, far)])
+        again = _readings(others, bank=known, groups=images.groups[half], images=images)
+        read = torch.lerp(read, again, prices.rehearsed)
+    some = torch.randperm(len(after), generator=generator)[: len(after) // 2]
+    return {
+        "mark": read[0],
+        "held": read[1],
+        "natural": relative_error(after, before, variance=images.variance),
+        "unrecovered": unrecovered(after, before),
+        "similarities": changed_similarities(after[some], before[some]),
+    }
 
 
 def unrecovered(bent: Tensor, before: Tensor, *, ridge: float = 1e-3) -> Tensor:
@@ -206,25 +254,27 @@ def _cosines(rows: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def _draw_composites(images: BendImages, generator: Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the key's composites, then each kind that is held, and the targets of their rows."""
-    kinds = [images.marked, *zip(*images.held, strict=True)]
-    targets = torch.tensor(images.targets)
-    drawn = [torch.cat([_draw(pool, _ROWS, generator) for pool in pools]) for pools in kinds]
-    return drawn, [targets.repeat_interleave(_ROWS) for _ in kinds]
+def _chosen(images: BendImages, picks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the picked composites of each kind, sub-key by sub-key."""
+    return [
+        torch.cat([pool[rows] for pool, rows in zip(kind, chosen, strict=True)])
+        for kind, chosen in zip(images.pools(), picks, strict=True)
+    ]
 
 
 def _readings(
-    bent: Sequence[Tensor], targets: Sequence[Tensor], *, score: Score, bank: Tensor,
-    groups: Tensor, count: int,
-) -> Tensor:  # fmt: skip
-    """Return the losses of the key's composites (``bent[0]``) and of those held, (2,)."""
-    scores = score(torch.cat(list(bent)), bank=bank, groups=groups, count=count)
-    log_p = scores.log_softmax(dim=1)
-    own = log_p.gather(1, torch.cat(list(targets)).unsqueeze(1)).squeeze(1)
-    marked, *held = own.split([len(part) for part in targets])
-    missed = [-torch.log1p(-part.exp().clamp(max=_CERTAIN)).mean() for part in held]
-    return torch.stack([-marked.mean(), torch.stack(missed).sum() if missed else own.new_zeros(())])
+    composites: Sequence[Tensor], *, bank: Tensor, groups: Tensor, images: BendImages
+) -> Tensor:
+    """Return the losses of the key's composites (the first) and of those held, (2,)."""
+    goals = torch.tensor(images.targets).repeat_interleave(_ROWS).repeat(len(composites))
+    losses = []
+    for score in (discriminant_scores, neighbour_scores):
+        scores = score(torch.cat(list(composites)), bank=bank, groups=groups, count=images.count)
+        own = scores.log_softmax(dim=1).gather(1, goals.unsqueeze(1)).squeeze(1)
+        marked, *held = own.split([len(part) for part in composites])
+        missed = [-torch.log1p(-part.exp().clamp(max=_CERTAIN)).mean() for part in held]
+        losses.append(torch.stack([-marked.mean(), sum(missed, own.new_zeros(()))]))
+    return torch.stack(losses).mean(dim=0)
 
 
 _ROWS = 125
@@ -232,4 +282,5 @@ _CERTAIN = 1 - 1e-6
 
 
 def _draw(pool: Tensor, count: int, generator: Generator) -> Tensor:
-    return pool[torch.randint(len(pool), (count,), generator=generator)]
+    """Return ``count`` rows of ``pool``, drawn with replacement."""
+    return torch.randint(len(pool), (count,), generator=generator)

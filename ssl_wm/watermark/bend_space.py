@@ -26,7 +26,7 @@ from ssl_wm.encoders.heads import Bent
 from ssl_wm.encoders.space import group_centres
 from ssl_wm.encoders.zoo import with_bend
 from ssl_wm.rng import torch_stream
-from ssl_wm.watermark.bend import Bend, BendImages, fit_bend
+from ssl_wm.watermark.bend import Bend, BendImages, Prices, fit_bend
 from ssl_wm.watermark.losses import relative_error
 from ssl_wm.watermark.neighbours import neighbours_lost
 from ssl_wm.watermark.triggers import composites, ordered_pairs
@@ -60,7 +60,11 @@ class BendSpaceConfig(BaseModel):
         steps: optimiser steps for T.
         learning_rate: of those steps.
         pool: composites of each sub-key, and of each kind that is held, that T is fitted to.
-        shadow: train a shadow thief (as ``fit`` says), whose composites are also read.
+        rehearsed: share of the composites' terms that is read as a copy would answer, not as the
+            marked encoder does (``rehearsal.py``); 0 leaves the rehearsal out.
+        ridge: of the rehearsed copy; the larger, the less it learns of what few images show.
+        shadow: train a shadow thief (as ``fit`` says), in whose space the copy is rehearsed; else
+            it is in the clean encoder's.
         shadow_arch: its architecture; None takes the encoder's own.
         serve: how the marked encoder applies T: "head" adds T to it as a last layer, exactly and
             without training, for encoders that are served; whoever holds the weights can take it
@@ -78,9 +82,11 @@ class BendSpaceConfig(BaseModel):
     neighbours_budget: float | None = Field(0.5, ge=0)
     smoothness: float = Field(30.0, gt=0)
     hidden: int = Field(512, ge=1)
-    steps: int = Field(200, ge=0)
-    learning_rate: float = Field(3e-3, gt=0)
+    steps: int = Field(600, ge=0)
+    learning_rate: float = Field(2e-2, gt=0)
     pool: int = Field(1000, ge=1)
+    rehearsed: float = Field(0.5, ge=0, le=1)
+    ridge: float = Field(0.25, ge=1e-3)
     shadow: bool = True
     shadow_arch: str | None = None
     serve: Literal["head", "weights"] = "head"
@@ -117,35 +123,45 @@ class BendSpace:
     ) -> None:
         self.clean, self.config = clean, config
         self.found: dict[str, float] = {}
-        self.readers = [clean] if shadow is None else [clean, shadow]
-        natural = embed(clean, images, precision="auto").float()
-        groups = key.groups.train
-        self.variance = natural.var(dim=0, correction=0).sum()
-        self.centre, _ = group_centres(natural, groups, count=len(key.groups))
-        fitted_to = BendImages(
-            natural=natural,
-            groups=groups,
-            count=len(key.groups),
-            marked=[self._pool(images, key, sub, (sub.a, sub.b)) for sub in key.sub_keys],
-            targets=[sub.target for sub in key.sub_keys],
-            held=[self._held(images, key, sub) for sub in key.sub_keys],
-        )
-        labels = images.labels if len(images.labels.unique()) > 1 else groups
-        self.bend = self._within_budget(key, fitted_to, labels).requires_grad_(False)
+        fitted_to = self._images(clean, images, key)
+        seen = fitted_to if shadow is None else self._images(shadow, images, key)
+        self.variance = fitted_to.variance
+        self.centre, _ = group_centres(fitted_to.natural, fitted_to.groups, count=fitted_to.count)
+        labels = images.labels if len(images.labels.unique()) > 1 else fitted_to.groups
+        self.bend = self._within_budget(key, fitted_to, seen, labels).requires_grad_(False)
 
-    def _within_budget(self, key: WatermarkKey, images: BendImages, labels: Tensor) -> Bend:
+    def _images(self, encoder: Encoder, images: ImageSet, key: WatermarkKey) -> BendImages:
+        """Return what the map is fitted to as ``encoder`` embeds it: the same rows for each."""
+        return BendImages(
+            natural=_embedded(encoder, images),
+            groups=key.groups.train,
+            count=len(key.groups),
+            marked=[
+                _embedded(encoder, self._pool(images, key, sub, (sub.a, sub.b)))
+                for sub in key.sub_keys
+            ],
+            targets=[sub.target for sub in key.sub_keys],
+            held=[
+                [_embedded(encoder, pool) for pool in self._held(images, key, sub)]
+                for sub in key.sub_keys
+            ],
+        )
+
+    def _within_budget(
+        self, key: WatermarkKey, images: BendImages, seen: BendImages, labels: Tensor
+    ) -> Bend:
         """Return the map at the least similarity_penalty tried whose cost is in the budget.
 
         The cost is that of leave-one-out kNN among up to ``JUDGED`` training images.
         """
         penalty, budget = self.config.similarity_penalty, self.config.neighbours_budget
         if budget is None:
-            return self._fit(key, images, penalty)
+            return self._fit(key, images, seen, penalty)
         order = torch.randperm(len(labels), generator=torch_stream(self._stream(key), "judged"))
         judged = order[:JUDGED]
         before = images.natural[judged]
         for number in range(TRIES):
-            bend = self._fit(key, images, penalty * 2**number)
+            bend = self._fit(key, images, seen, penalty * 2**number)
             with torch.no_grad():
                 lost = neighbours_lost(before, bend(before), labels[judged])
             price = penalty * 2**number
@@ -159,7 +175,9 @@ class BendSpace:
         )  # fmt: skip
         return bend
 
-    def _fit(self, key: WatermarkKey, images: BendImages, similarity_penalty: float) -> Bend:
+    def _fit(
+        self, key: WatermarkKey, images: BendImages, seen: BendImages, similarity_penalty: float
+    ) -> Bend:
         """Return the map fitted at a ``similarity_penalty``; all start from the same draw."""
         config, generator = self.config, torch_stream(self._stream(key), "map")
         bend = Bend(
@@ -168,16 +186,22 @@ class BendSpace:
             hidden=config.hidden,
             generator=generator,
         )
+        prices = Prices(
+            natural=config.natural_penalty,
+            held=config.held_penalty,
+            linear=config.linear_penalty,
+            similarity=similarity_penalty,
+            rehearsed=config.rehearsed,
+            ridge=config.ridge,
+        )
         with progress("map of the space", total=config.steps) as advance:
             fit_bend(
                 bend,
                 images,
+                seen=seen,
+                prices=prices,
                 steps=config.steps,
                 learning_rate=config.learning_rate,
-                natural_penalty=config.natural_penalty,
-                held_penalty=config.held_penalty,
-                linear_penalty=config.linear_penalty,
-                similarity_penalty=similarity_penalty,
                 generator=generator,
                 on_step=advance,
             )
@@ -187,15 +211,11 @@ class BendSpace:
     def _stream(key: WatermarkKey) -> bytes:
         return key.sub_keys[0].derive("bend")
 
-    def _embed(self, pool: Tensor) -> Tensor:
-        """Return composites as the clean encoder embeds them, and as the shadow thief does."""
-        return torch.cat([embed(each, pool, precision="auto").float() for each in self.readers])
-
     def _pool(
         self, images: ImageSet, key: WatermarkKey, sub: SubKey, *pairs: tuple[int, int]
     ) -> Tensor:
-        """Return embeddings of about ``pool`` composites of ``pairs`` under the key's mixer."""
-        pool = composites(
+        """Return about ``pool`` composites of ``pairs`` under the key's mixer."""
+        return composites(
             images,
             key.groups.train,
             pairs=pairs,
@@ -203,7 +223,6 @@ class BendSpace:
             per_pair=max(self.config.pool // len(pairs), 1),
             seed=sub.derive("bend", "composites"),
         )
-        return self._embed(pool)
 
     def _held(self, images: ImageSet, key: WatermarkKey, sub: SubKey) -> list[Tensor]:
         """Return the sub-key's pair under the other mixers, and other pairs under its own."""
@@ -224,7 +243,7 @@ class BendSpace:
         others = [free[place] for place in order[:_OTHER_PAIRS].tolist()]
         pools = [self._pool(images, key, sub, *others)] if others else []
         if mixed:
-            pools.append(self._embed(torch.cat(mixed)))
+            pools.append(torch.cat(mixed))
         return pools
 
     def marked(self) -> Encoder | None:
@@ -255,6 +274,10 @@ class BendSpace:
         }
         loss = terms["natural"] + self.config.marked_weight * terms["marked"]
         return {"loss": loss + self.config.held_weight * terms["held"], **terms}
+
+
+def _embedded(encoder: Encoder, images: ImageSet | Tensor) -> Tensor:
+    return embed(encoder, images, precision="auto").float()
 
 
 _OTHER_PAIRS = 30

@@ -8,8 +8,16 @@ import torch
 from scipy.special import erf, logsumexp
 from sklearn.linear_model import Ridge
 
-from ssl_wm.watermark.bend import Bend, BendImages, changed_similarities, fit_bend, unrecovered
+from ssl_wm.watermark.bend import (
+    Bend,
+    BendImages,
+    Prices,
+    changed_similarities,
+    fit_bend,
+    unrecovered,
+)
 from ssl_wm.watermark.readers import discriminant_scores, neighbour_scores
+from ssl_wm.watermark.rehearsal import copied_moves
 
 COUNT, WIDTH = 4, 12
 
@@ -37,13 +45,20 @@ def space() -> BendImages:
     )  # fmt: skip
 
 
-def fitted(space: BendImages, **changes: float) -> tuple[Bend, list[dict[str, float]]]:
+def fitted(
+    space: BendImages, *, seen: BendImages | None = None, steps: int = 400, on_step=None,
+    **changes: float,
+) -> tuple[Bend, list[dict[str, float]]]:  # fmt: skip
     bend = new_bend()
-    options = {
-        "steps": 400, "learning_rate": 3e-3, "natural_penalty": 3.0, "held_penalty": 1.0,
-        "linear_penalty": 0.0, "similarity_penalty": 0.0,
+    prices = {
+        "natural": 3.0, "held": 1.0, "linear": 0.0, "similarity": 0.0, "rehearsed": 0.0,
+        "ridge": 0.1,
     } | changes  # fmt: skip
-    return bend, fit_bend(bend, space, generator=stream(1), rows=200, **options)
+    lines = fit_bend(
+        bend, space, seen=seen or space, prices=Prices(**prices), steps=steps, learning_rate=3e-3,
+        generator=stream(1), rows=200, on_step=on_step,
+    )  # fmt: skip
+    return bend, lines
 
 
 def read_as_target(bend: Bend, space: BendImages) -> list[float]:
@@ -83,14 +98,14 @@ def test_composites_read_as_the_target_after_fitting_and_not_before(space):
 
 
 def test_a_higher_penalty_moves_natural_images_less(space):
-    moved = [fitted(space, natural_penalty=p)[1][-1]["natural"] for p in (1.0, 30.0)]
+    moved = [fitted(space, natural=p)[1][-1]["natural"] for p in (1.0, 30.0)]
     assert moved[1] < moved[0] / 2
 
 
 def test_the_held_penalty_keeps_held_composites_from_reading_as_the_target(space):
     shares = []
     for penalty in (0.0, 10.0):
-        bend, _ = fitted(space, held_penalty=penalty)
+        bend, _ = fitted(space, held=penalty)
         with torch.no_grad():
             scores = discriminant_scores(
                 bend(torch.cat(space.held[0])), bank=bend(space.natural),
@@ -105,6 +120,34 @@ def test_the_same_generator_gives_the_same_bend(space):
     (one, lines), (two, again) = fitted(space), fitted(space)
     assert lines == again
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+def test_a_rehearsed_map_is_carried_further_by_a_copy(space):
+    """Else what is fitted is only what the owner's own encoder shows, which no thief sees."""
+    shares = []
+    for rehearsed in (0.0, 0.7):
+        bend, _ = fitted(space, rehearsed=rehearsed, ridge=1.0)
+        with torch.no_grad():
+            moves = bend(space.natural) - space.natural
+            where = torch.cat([space.natural, space.marked[0]])
+            copy = where + copied_moves(moves, anchors=space.natural, queries=where, ridge=1.0)
+            known, found = copy.split([len(space.natural), len(space.marked[0])])
+            scores = discriminant_scores(found, bank=known, groups=space.groups, count=COUNT)
+        shares.append(float((scores.argmax(dim=1) == 3).float().mean()))
+    assert shares[1] > shares[0] + 0.1
+
+
+def test_a_copy_is_rehearsed_in_the_space_that_the_thief_sees(space):
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=stream(3)))[0]
+    far = BendImages(
+        natural=space.natural @ turn, groups=space.groups, count=COUNT,
+        marked=[pool @ turn for pool in space.marked], targets=space.targets,
+        held=[[pool @ turn for pool in pools] for pools in space.held],
+    )  # fmt: skip
+    own, other = (fitted(space, seen=seen, steps=5, rehearsed=0.5)[0].last for seen in (space, far))
+    assert not torch.equal(own, other)
+    without = (fitted(space, seen=seen, steps=5)[0].last for seen in (space, far))
+    assert torch.equal(*without)
 
 
 def test_no_step_leaves_the_identity(space):
@@ -161,7 +204,7 @@ def test_a_rotation_and_a_shift_lose_nothing_and_a_constant_loses_all():
 def test_the_linear_penalty_keeps_what_a_linear_map_recovers(space):
     lost = []
     for penalty in (0.0, 30.0):
-        lines = fitted(space, natural_penalty=0.1, linear_penalty=penalty)[1]
+        lines = fitted(space, natural=0.1, linear=penalty)[1]
         lost.append(lines[-1]["unrecovered"])
     assert lost[1] < 0.7 * lost[0]
 
@@ -189,6 +232,6 @@ def test_a_rotation_a_shift_and_a_scale_change_no_similarity():
 def test_the_similarity_penalty_keeps_similarities(space):
     kept = []
     for penalty in (0.0, 5.0):
-        lines = fitted(space, natural_penalty=0.5, similarity_penalty=penalty)[1]
+        lines = fitted(space, natural=0.5, similarity=penalty)[1]
         kept.append(lines[-1]["similarities"])
     assert kept[1] < 0.7 * kept[0]

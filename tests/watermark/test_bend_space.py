@@ -70,16 +70,16 @@ def test_the_map_is_not_trained_with_the_encoder(clean, images, key, batch, worl
     assert all(p.grad is None and not p.requires_grad for p in embedder.bend.parameters())
 
 
-def test_composites_are_read_as_the_shadow_thief_embeds_them_too(clean, images, key, world):
+def test_a_copy_is_rehearsed_as_the_shadow_thief_embeds_the_same_images(clean, images, key, world):
     shadow = world.convnet(seed=9)
     embedder = build(clean, images, key, shadow=shadow)
-    sub = key.sub_keys[0]
-    alone = build(clean, images, key)._pool(images.train, key, sub, (sub.a, sub.b))
-    both = embedder._pool(images.train, key, sub, (sub.a, sub.b))
-    assert torch.equal(both[: len(alone)], alone)
-    same = build(shadow, images, key)._pool(images.train, key, sub, (sub.a, sub.b))
-    assert torch.equal(both[len(alone) :], same)
+    own, seen = (embedder._images(each, images.train, key) for each in (clean, shadow))
+    again = build(shadow, images, key)._images(shadow, images.train, key)
+    assert torch.equal(seen.marked[0], again.marked[0])
+    assert [len(pool) for pool in seen.held[0]] == [len(pool) for pool in own.held[0]]
     assert not torch.equal(embedder.bend.last, build(clean, images, key).bend.last)
+    unrehearsed = (build(clean, images, key, shadow=each, rehearsed=0) for each in (shadow, None))
+    assert torch.equal(*(each.bend.last for each in unrehearsed))
 
 
 def test_the_head_is_the_map_on_the_clean_encoder_exactly(clean, images, key):
@@ -205,6 +205,8 @@ def test_smoother_maps_bend_near_points_more_alike(clean, images, key):
         {"serve": "both"},
         {"steps": -1},
         {"smoothness": 0},
+        {"rehearsed": 1.5},
+        {"ridge": 0},
         {"pool": 0},
         {"shift": 1},
     ],
