@@ -148,11 +148,12 @@ def fit_bend(
         steps: optimiser steps.
         learning_rate: of Adam, at the start.
         generator: draws the batches.
-        rows: natural images a step, the same number from every group.
+        rows: natural images a step, the same number from every group; at most as many as there
+            are.
         on_step: called with 1 after each step (for a bar).
     """
     members = [(images.groups == group).nonzero().flatten() for group in range(images.count)]
-    share = max(rows // images.count, 8)
+    share = max(min(rows, len(images.natural)) // images.count, 8)
     optimiser = torch.optim.Adam(bend.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
     weights = torch.tensor([1, prices.held, prices.natural, prices.linear, prices.similarity])

@@ -87,7 +87,7 @@ class BendSpaceConfig(BaseModel):
     pool: int = Field(1000, ge=1)
     rehearsed: float = Field(0.5, ge=0, le=1)
     ridge: float = Field(0.25, ge=1e-3)
-    shadow: bool = True
+    shadow: bool = False
     shadow_arch: str | None = None
     serve: Literal["head", "weights"] = "head"
     marked_weight: float = Field(0.3, ge=0)

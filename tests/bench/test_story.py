@@ -22,7 +22,7 @@ STORY = {
     "keys": {"owner": {"of": "clean", "groups": "labels", "sub_keys": 3, "autoencoder_steps": 2}},
     "encoders": {
         "clean": {"pretrain": {"arch": "convnet-xs", "fit": FIT}},
-        "watermarked": {"of": "clean", "watermark": {"fit": FIT}},
+        "watermarked": {"of": "clean", "watermark": {"options": {"steps": 20}, "fit": FIT}},
         "stolen": {"of": "watermarked", "steal": {"arch": "convnet-xs", "fit": FIT}},
         "independent": {"pretrain": {"arch": "convnet-xs", "fit": FIT}},
     },

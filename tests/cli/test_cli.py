@@ -36,7 +36,7 @@ SMALL = """
 images: {spec: digits, limit: 120}
 pretrain: {arch: convnet-xs, fit: {epochs: 1, batch_size: 60, warmup_steps: 0}}
 key: {autoencoder_steps: 2, clusters: 4}
-watermark: {fit: {epochs: 1, batch_size: 60}}
+watermark: {options: {steps: 20}, fit: {epochs: 1, batch_size: 60}}
 steal: {arch: convnet-xs, fit: {epochs: 1, batch_size: 60}}
 verify: {draws: 99, read: {per_pair: 8, reference: 20, trigger_count: 16}}
 """

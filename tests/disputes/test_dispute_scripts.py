@@ -43,7 +43,8 @@ def folder(tmp_path_factory):
     }  # fmt: skip
     fit = {"batch_size": 64, "warmup_steps": 1}
     (place / "claim.yaml").write_text(json.dumps(claim))
-    settings = {"verify": {"draws": 99, "read": read}, "watermark": {"fit": fit}}
+    mark = {"options": {"steps": 20}, "fit": fit}
+    settings = {"verify": {"draws": 99, "read": read}, "watermark": mark}
     (place / "settings.yaml").write_text(json.dumps(settings))
     return place
 

@@ -107,7 +107,7 @@ def test_a_killed_shadow_ends_as_if_it_had_not_been(images, clean, tmp_path, mon
 
 def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, tmp_path):
     key = world.key(images, number=1, sub_keys=2)
-    options = {"steps": 3, "hidden": 8, "pool": 20}
+    options = {"steps": 3, "hidden": 8, "pool": 20, "shadow": True}
     fit = FIT.model_copy(update={"epochs": 2})
     config = WatermarkConfig(method="bend-space", options=options, fit=fit)
     marked, _ = watermark(clean, key=key, images=images, config=config, folder=tmp_path)
@@ -124,7 +124,7 @@ def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, t
 
 def test_an_encoder_that_is_trained_keeps_its_own_metrics(world, images, clean, tmp_path):
     key = world.key(images, number=1, sub_keys=2)
-    options = {"steps": 3, "hidden": 8, "pool": 20, "serve": "weights"}
+    options = {"steps": 3, "hidden": 8, "pool": 20, "serve": "weights", "shadow": True}
     fit = FIT.model_copy(update={"epochs": 2})
     config = WatermarkConfig(method="bend-space", options=options, fit=fit)
     _, lines = watermark(clean, key=key, images=images, config=config, folder=tmp_path)
