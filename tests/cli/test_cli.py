@@ -75,7 +75,8 @@ def test_the_whole_story_runs_through_the_commands(story):
         told = ran[name].json
         assert told["out"] == str(at / folder)
         assert told["seconds"] > 0
-        assert told["metrics"]["epoch"] == told["epochs"] == 1
+        trained = name != "watermark"  # the default method fits its map and trains nothing
+        assert told["metrics"].get("epoch", 0) == told["epochs"] == trained
         assert told["sha256"] == read_facts(at / folder).sha256
     verdict = ran["verify"].json
     assert ran["verify"].code == EXIT_CODES[verdict["decision"]]
@@ -90,7 +91,8 @@ def test_each_folder_keeps_encoder_metrics_and_settings_and_no_checkpoint(story)
     at, _ = story
     for name in ("clean", "marked", "stolen"):
         kept = {path.name for path in (at / name).iterdir()}
-        assert {"encoder.safetensors", "encoder.json", "metrics.jsonl", "settings.json"} <= kept
+        assert {"encoder.safetensors", "encoder.json", "settings.json"} <= kept
+        assert ("metrics.jsonl" in kept) == (name != "marked")
         assert "training.ckpt" not in kept
         settings = json.loads((at / name / "settings.json").read_text())
         assert settings["settings"]["fit"]["batch_size"] == 60
