@@ -156,13 +156,19 @@ def fit_bend(
     share = max(min(rows, len(images.natural)) // images.count, 8)
     optimiser = torch.optim.Adam(bend.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
-    weights = torch.tensor([1, prices.held, prices.natural, prices.linear, prices.similarity])
+    weights = {
+        "mark": 1.0,
+        "held": prices.held,
+        "natural": prices.natural,
+        "unrecovered": prices.linear,
+        "similarities": prices.similarity,
+    }
     lines = []
     for _ in range(steps):
         bank = torch.cat([own[_draw(own, share, generator)] for own in members])
         terms = _terms(bend, images, seen, bank=bank, prices=prices, generator=generator)
         optimiser.zero_grad()
-        (weights * torch.stack(list(terms.values()))).sum().backward()
+        torch.stack([weights[name] * term for name, term in terms.items()]).sum().backward()
         optimiser.step()
         schedule.step()
         lines.append({name: term.item() for name, term in terms.items()})
