@@ -12,31 +12,29 @@ composites go through it too.
 from __future__ import annotations
 
 import copy
-import logging
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from ssl_wm.console import progress, say
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Bent
-from ssl_wm.encoders.space import group_centres
 from ssl_wm.encoders.zoo import with_bend
+from ssl_wm.files import write_text
 from ssl_wm.rng import torch_stream
-from ssl_wm.watermark.bend import Bend, BendImages, Prices, fit_bend
+from ssl_wm.watermark.bend import BendImages
+from ssl_wm.watermark.bend_budget import fit_within_budget
 from ssl_wm.watermark.losses import relative_error
-from ssl_wm.watermark.neighbours import neighbours_lost
 from ssl_wm.watermark.triggers import composites, ordered_pairs
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import SubKey, WatermarkKey
-
-LOG = logging.getLogger(__name__)
 
 
 class BendSpaceConfig(BaseModel):
@@ -52,8 +50,8 @@ class BendSpaceConfig(BaseModel):
         similarity_penalty: price of changed similarities between natural images, which is what
             nearest neighbours lose.
         neighbours_budget: points of kNN accuracy that the map may cost natural images; where it
-            costs more it is fitted again at twice the similarity_penalty, up to ``TRIES`` times in
-            all. None leaves the penalty as it is.
+            costs more it is fitted on at twice the similarity_penalty, and so on
+            (``bend_budget.py``). None leaves the penalty as it is.
         smoothness: how many times the spread of a feature T's hidden layer divides its input by;
             the smoother T, the more of it a copy learns from natural images alone.
         hidden: width of T's hidden layer.
@@ -122,13 +120,21 @@ class BendSpace:
         shadow: Encoder | None = None,
     ) -> None:
         self.clean, self.config = clean, config
-        self.found: dict[str, float] = {}
         fitted_to = self._images(clean, images, key)
         seen = fitted_to if shadow is None else self._images(shadow, images, key)
         self.variance = fitted_to.variance
-        self.centre, _ = group_centres(fitted_to.natural, fitted_to.groups, count=fitted_to.count)
         labels = images.labels if len(images.labels.unique()) > 1 else fitted_to.groups
-        self.bend = self._within_budget(key, fitted_to, seen, labels).requires_grad_(False)
+        fitted = fit_within_budget(
+            fitted_to, seen=seen, labels=labels, config=config,
+            stream=key.sub_keys[0].derive("bend"),
+        )  # fmt: skip
+        self.bend = fitted.bend.requires_grad_(False)
+        self.found, self.steps = fitted.found, fitted.losses
+
+    def keep(self, folder: Path) -> None:
+        """Write the losses of the map's fit to ``map.jsonl`` in ``folder``, one line a step."""
+        lines = (json.dumps({"step": place, **line}) for place, line in enumerate(self.steps, 1))
+        write_text(folder / MAP_LOSSES, "".join(f"{line}\n" for line in lines))
 
     def _images(self, encoder: Encoder, images: ImageSet, key: WatermarkKey) -> BendImages:
         """Return what the map is fitted to as ``encoder`` embeds it: the same rows for each."""
@@ -146,70 +152,6 @@ class BendSpace:
                 for sub in key.sub_keys
             ],
         )
-
-    def _within_budget(
-        self, key: WatermarkKey, images: BendImages, seen: BendImages, labels: Tensor
-    ) -> Bend:
-        """Return the map at the least similarity_penalty tried whose cost is in the budget.
-
-        The cost is that of leave-one-out kNN among up to ``JUDGED`` training images.
-        """
-        penalty, budget = self.config.similarity_penalty, self.config.neighbours_budget
-        if budget is None:
-            return self._fit(key, images, seen, penalty)
-        order = torch.randperm(len(labels), generator=torch_stream(self._stream(key), "judged"))
-        judged = order[:JUDGED]
-        before = images.natural[judged]
-        for number in range(TRIES):
-            bend = self._fit(key, images, seen, penalty * 2**number)
-            with torch.no_grad():
-                lost = neighbours_lost(before, bend(before), labels[judged])
-            price = penalty * 2**number
-            self.found = {"similarity_penalty": price, "knn_points_lost": round(lost, 3)}
-            say(f"kNN loses {lost:.2f} points at similarity_penalty {price:g}")
-            if lost <= budget:
-                return bend
-        LOG.warning(
-            "the map costs kNN %.2f points, more than the budget of %.2f, at a similarity_penalty "
-            "of %g; raise that, or neighbours_budget to say that this is fine", lost, budget, price,
-        )  # fmt: skip
-        return bend
-
-    def _fit(
-        self, key: WatermarkKey, images: BendImages, seen: BendImages, similarity_penalty: float
-    ) -> Bend:
-        """Return the map fitted at a ``similarity_penalty``; all start from the same draw."""
-        config, generator = self.config, torch_stream(self._stream(key), "map")
-        bend = Bend(
-            self.centre,
-            scale=config.smoothness * float((self.variance / images.natural.shape[1]).sqrt()),
-            hidden=config.hidden,
-            generator=generator,
-        )
-        prices = Prices(
-            natural=config.natural_penalty,
-            held=config.held_penalty,
-            linear=config.linear_penalty,
-            similarity=similarity_penalty,
-            rehearsed=config.rehearsed,
-            ridge=config.ridge,
-        )
-        with progress("map of the space", total=config.steps) as advance:
-            fit_bend(
-                bend,
-                images,
-                seen=seen,
-                prices=prices,
-                steps=config.steps,
-                learning_rate=config.learning_rate,
-                generator=generator,
-                on_step=advance,
-            )
-        return bend
-
-    @staticmethod
-    def _stream(key: WatermarkKey) -> bytes:
-        return key.sub_keys[0].derive("bend")
 
     def _pool(
         self, images: ImageSet, key: WatermarkKey, sub: SubKey, *pairs: tuple[int, int]
@@ -281,7 +223,5 @@ def _embedded(encoder: Encoder, images: ImageSet | Tensor) -> Tensor:
 
 
 _OTHER_PAIRS = 30
-JUDGED = 20_000
-"""Most training images that the map's cost is judged on."""
-TRIES = 8
-"""Maps that are fitted at most, each at twice the similarity_penalty of the one before."""
+MAP_LOSSES = "map.jsonl"
+"""File beside the marked encoder that tells how its map was fitted."""

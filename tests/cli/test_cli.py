@@ -78,6 +78,7 @@ def test_the_whole_story_runs_through_the_commands(story):
         trained = name != "watermark"  # the default method fits its map and trains nothing
         assert told["metrics"].get("epoch", 0) == told["epochs"] == trained
         assert told["sha256"] == read_facts(at / folder).sha256
+    assert "'fit' had no effect" in ran["watermark"].err
     verdict = ran["verify"].json
     assert ran["verify"].code == EXIT_CODES[verdict["decision"]]
     assert 0 < verdict["p_value"] <= 1
@@ -93,6 +94,7 @@ def test_each_folder_keeps_encoder_metrics_and_settings_and_no_checkpoint(story)
         kept = {path.name for path in (at / name).iterdir()}
         assert {"encoder.safetensors", "encoder.json", "settings.json"} <= kept
         assert ("metrics.jsonl" in kept) == (name != "marked")
+        assert ("map.jsonl" in kept) == (name == "marked")
         assert "training.ckpt" not in kept
         settings = json.loads((at / name / "settings.json").read_text())
         assert settings["settings"]["fit"]["batch_size"] == 60

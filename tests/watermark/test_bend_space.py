@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Bent
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
 from ssl_wm.training.settings import FitConfig
-from ssl_wm.watermark import bend_space
+from ssl_wm.watermark import bend_budget
 from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
 
@@ -110,6 +111,10 @@ def test_a_head_is_served_saved_and_loaded_without_training(images, key, tmp_pat
     assert torch.equal(embed(loaded, images.test), embed(marked, images.test))
     assert loaded.made["options"]["serve"] == "head"
     assert set(loaded.made["found"]) == {"similarity_penalty", "knn_points_lost"}
+    told = [json.loads(line) for line in (tmp_path / "map.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in told] == list(range(1, len(told) + 1))
+    assert len(told) >= 5
+    assert all(line["mark"] > 0 for line in told)
 
 
 def test_a_module_without_a_name_is_marked_and_loaded_with_its_head(world, images, key, tmp_path):
@@ -125,52 +130,10 @@ def test_a_module_without_a_name_is_marked_and_loaded_with_its_head(world, image
     assert torch.equal(embed(loaded, images.test), embed(marked, images.test))
 
 
-@pytest.fixture
-def costs(monkeypatch):
-    """Let each map cost the next of a list, whatever it does; tells how many were judged."""
-
-    def serve(*values: float) -> list[float]:
-        left = list(values)
-        monkeypatch.setattr(bend_space, "neighbours_lost", lambda *_: left.pop(0))
-        return left
-
-    return serve
-
-
-def test_a_map_that_costs_too_much_is_fitted_again_at_twice_the_penalty(
-    clean, images, key, costs, capsys
-):
-    left = costs(0.9, 0.6, 0.5, 0.1)
-    embedder = build(clean, images, key, similarity_penalty=0.25, neighbours_budget=0.5)
-    kept = embedder.bend
-    assert left == [0.1]
-    assert embedder.found == {"similarity_penalty": 1.0, "knn_points_lost": 0.5}
-    wanted = build(clean, images, key, similarity_penalty=1.0, neighbours_budget=None).bend
-    assert torch.equal(kept.last, wanted.last)
-    assert not kept.last.requires_grad
-    assert "kNN loses 0.50 points at similarity_penalty 1" in capsys.readouterr().err
-
-
-def test_a_budget_that_no_penalty_meets_is_told_with_what_to_do(clean, images, key, costs, caplog):
-    left = costs(*[3.0] * bend_space.TRIES)
-    kept = build(clean, images, key, similarity_penalty=0.25, neighbours_budget=0.5).bend
-    assert left == []
-    last = 0.25 * 2 ** (bend_space.TRIES - 1)
-    told = f"3.00 points, more than the budget of 0.50, at a similarity_penalty of {last:g}"
-    assert told in caplog.text
-    wanted = build(clean, images, key, similarity_penalty=last, neighbours_budget=None).bend
-    assert torch.equal(kept.last, wanted.last)
-
-
-def test_without_a_budget_nothing_is_judged(clean, images, key, costs):
-    costs()
-    build(clean, images, key, neighbours_budget=None)
-
-
 def test_images_of_one_class_are_judged_by_the_groups(clean, images, key, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        bend_space, "neighbours_lost", lambda a, b, labels: seen.append(labels) or 0
+        bend_budget, "neighbours_lost", lambda a, b, labels: seen.append(labels) or 0
     )
     build(clean, images, key, neighbours_budget=0.5)
     alone = replace(images.train, labels=torch.zeros_like(images.train.labels))
