@@ -242,8 +242,8 @@ def _need(parts: Mapping[str, Any], what: str) -> None:
 def bars_figure(result: Mapping[str, Any]) -> Figure:
     """Return bars for each encoder: utility (linear, kNN) at the left, WSR and WFPR at the right.
 
-    Each sub-key is a dot with its Clopper-Pearson interval as its linear reader gives it (its
-    first reader, when there is no linear one). All values are fractions 0 to 1.
+    Each sub-key is a dot with its Clopper-Pearson interval, by the verdict's ``reader`` as the bar
+    is (its first one, where the verdict names none). All values are fractions 0 to 1.
 
     Raises:
         VerificationError: there is no encoder.
@@ -302,7 +302,7 @@ def _intervals(verdict: Mapping[str, Any], key: str) -> list[tuple[float, float,
     found = []
     for part in verdict.get("sub_keys") or []:
         readers = part.get("readers") or {}
-        reader = readers.get("linear") or next(iter(readers.values()), None) or {}
+        reader = readers.get(verdict.get("reader")) or next(iter(readers.values()), None) or {}
         bounds = reader.get(f"{key}_interval") or (None, None)
         low, middle, high = finite(bounds[0]), finite(reader.get(key)), finite(bounds[1])
         if low is not None and middle is not None and high is not None:

@@ -249,6 +249,16 @@ def test_bars_are_in_per_cent_and_whiskers_are_the_intervals():
     assert spans == [pytest.approx([60, 80]), pytest.approx([0, 20])]
 
 
+def test_bars_and_whiskers_are_by_the_same_reader():
+    told = result(["stolen"])
+    verdict = told["verdicts"]["stolen"] | {"reader": "knn", "wsr": 0.9}
+    knn = {"wsr": 0.9, "wsr_interval": [0.85, 0.95], "wfpr": 0.1, "wfpr_interval": [0.05, 0.15]}
+    verdict["sub_keys"] = [{"readers": verdict["sub_keys"][0]["readers"] | {"knn": knn}}]
+    _, right = bars_figure({"verdicts": {"stolen": verdict}}).axes
+    spans = [list(line.get_xdata()) for line in right.lines if len(line.get_xdata()) == 2]
+    assert spans == [pytest.approx([85, 95]), pytest.approx([5, 15])]
+
+
 @pytest.mark.parametrize("sub_keys", [0, 1, 3, 12])
 def test_every_sub_key_has_its_own_whisker(sub_keys):
     _, right = bars_figure(result(["stolen"], sub_keys)).axes
