@@ -129,11 +129,11 @@ class BendSpace:
             stream=key.sub_keys[0].derive("bend"),
         )  # fmt: skip
         self.bend = fitted.bend.requires_grad_(False)
-        self.found, self.fit_losses = fitted.found, fitted.losses
+        self.found, self.terms = fitted.found, fitted.losses
 
     def keep(self, folder: Path) -> None:
         """Write the losses of the map's fit to ``map.jsonl`` in ``folder``, one line a step."""
-        lines = (json.dumps({"step": place, **line}) for place, line in enumerate(self.fit_losses, 1))
+        lines = (json.dumps({"step": place, **line}) for place, line in enumerate(self.terms, 1))
         write_text(folder / MAP_LOSSES, "".join(f"{line}\n" for line in lines))
 
     def _images(self, encoder: Encoder, images: ImageSet, key: WatermarkKey) -> BendImages:
