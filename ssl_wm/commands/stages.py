@@ -143,12 +143,10 @@ def watermark(settings: Settings, *, encoder: str, key: Path, out: Out) -> Resul
     facts = {"encoder": encoder_digest(clean), "key": secret.commitment}
     if not out.begin("watermark", settings=settings.watermark, images=images, **facts):
         with out.running():
-            marked, lines = marking.watermark(
+            marked, _ = marking.watermark(
                 clean, key=secret, images=images, config=settings.watermark, folder=folder
             )
         out.keep(marked)
-        if not lines and "fit" in settings.watermark.model_fields_set:
-            say(f"{settings.watermark.method} trained no encoder here, so 'fit' had no effect")
     return {**out.result(), "method": settings.watermark.method, "key": secret.commitment}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ssl_wm.console import say
 from ssl_wm.data.order import Place, batch_indices, whole_batches
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest
@@ -154,10 +155,8 @@ def watermark(
     key.check_images(images, splits=("train",))
     build, settings = checked_method(config)
     teacher = copy.deepcopy(clean).eval().requires_grad_(False)
-    embedder = build(
-        teacher, images.train, key, config=settings,
-        **_rehearsal(teacher, images.train, settings, config=config, folder=folder),
-    )  # fmt: skip
+    rehearsal = _rehearsal(teacher, images.train, settings, config=config, folder=folder)
+    embedder = build(teacher, images.train, key, config=settings, **rehearsal)
     digest = encoder_digest(clean)
     told = {"stage": "watermark", "clean": digest, "key": key.commitment}
     marked, lines = marked_at_once(embedder), []
@@ -166,6 +165,8 @@ def watermark(
         task = MarkTask(marked, embedder, images.train, key, config=config)
         run, title = {**told, "config": config.model_dump()}, f"watermark ({config.method})"
         lines = fit(task, config=config.fit, title=title, folder=folder, run=run)
+    elif not rehearsal and "fit" in config.model_fields_set:
+        say(f"{config.method} trained no network, so 'fit' had no effect")
     keep_learned(embedder, folder)
     marked.made = {
         **told,

@@ -105,7 +105,7 @@ def test_a_killed_shadow_ends_as_if_it_had_not_been(images, clean, tmp_path, mon
     assert encoder_digest(again) == encoder_digest(whole)
 
 
-def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, tmp_path):
+def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, tmp_path, capsys):
     key = world.key(images, number=1, sub_keys=2)
     options = {"steps": 3, "hidden": 8, "pool": 20, "shadow": True}
     fit = FIT.model_copy(update={"epochs": 2})
@@ -115,10 +115,12 @@ def test_marking_rehearses_once_and_leaves_no_checkpoint(world, images, clean, t
     assert len(lines) == 2
     loop.finish(tmp_path)
     assert not list(tmp_path.rglob("*.ckpt"))
+    assert "no effect" not in capsys.readouterr().err
     without = {**options, "shadow": False}
     other = watermark(
         clean, key=key, images=images, config=config.model_copy(update={"options": without})
     )[0]
+    assert "'fit' had no effect" in capsys.readouterr().err
     assert np.abs(embed(marked, images.test).numpy() - embed(other, images.test).numpy()).max() > 0
 
 
