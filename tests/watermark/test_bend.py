@@ -31,18 +31,8 @@ def new_bend(*, scale: float = 3.0, seed: int = 0) -> Bend:
 
 
 @pytest.fixture(scope="module")
-def space() -> BendImages:
-    """Four groups far from one another; composites of 0 and 1 lie between them."""
-    draw = stream(5)
-    centres = 3 * torch.eye(COUNT, WIDTH)
-    groups = torch.arange(COUNT).repeat_interleave(100)
-    natural = centres[groups] + 0.7 * torch.randn(400, WIDTH, generator=draw)
-    noise = [0.7 * torch.randn(120, WIDTH, generator=draw) for _ in range(3)]
-    return BendImages(
-        natural=natural, groups=groups, count=COUNT,
-        marked=[(centres[0] + centres[1]) / 2 + noise[0]], targets=[3],
-        held=[[(centres[0] + centres[2]) / 2 + noise[1], (centres[1] + centres[2]) / 2 + noise[2]]],
-    )  # fmt: skip
+def space(four_groups) -> BendImages:
+    return four_groups(apart=3, noise=0.7)
 
 
 def fitted(

@@ -10,22 +10,10 @@ from ssl_wm.watermark.bend import BendImages
 from ssl_wm.watermark.bend_budget import AGAIN, TRIES, FittedBend, fit_within_budget
 from ssl_wm.watermark.bend_space import BendSpaceConfig
 
-COUNT, WIDTH = 4, 12
-
 
 @pytest.fixture(scope="module")
-def space() -> BendImages:
-    """Four groups that touch one another; composites of 0 and 1 should read as 3."""
-    draw = torch.Generator().manual_seed(5)
-    centres = 2 * torch.eye(COUNT, WIDTH)
-    groups = torch.arange(COUNT).repeat_interleave(100)
-    natural = centres[groups] + torch.randn(400, WIDTH, generator=draw)
-    noise = [torch.randn(120, WIDTH, generator=draw) for _ in range(2)]
-    return BendImages(
-        natural=natural, groups=groups, count=COUNT,
-        marked=[(centres[0] + centres[1]) / 2 + noise[0]], targets=[3],
-        held=[[(centres[0] + centres[2]) / 2 + noise[1]]],
-    )  # fmt: skip
+def space(four_groups) -> BendImages:
+    return four_groups(apart=2, noise=1)
 
 
 def fitted(space: BendImages, *, stream: bytes = b"secret", **options) -> FittedBend:
