@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
@@ -86,6 +86,7 @@ WASHES: tuple[Wash, ...] = (
 
 WASHED_WITH = 5000
 """Most images that a washing takes."""
+WASH = FitConfig(epochs=2, batch_size=64, weight_decay=0.0, warmup_steps=10)
 
 
 class NullsConfig(WithLater):
@@ -104,14 +105,14 @@ class NullsConfig(WithLater):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER = ("washed", "wash")
+    LATER: ClassVar[Mapping[str, Any]] = {"washed": 0.0, "wash": WASH}
 
     count: int = Field(20, ge=1, le=999)
     retrained: float = Field(0.25, ge=0, le=1)
     washed: float = Field(0.0, ge=0, le=1)
     pretrain: FitConfig | None = None
     steal: FitConfig = Field(default_factory=lambda: FitConfig(epochs=8, learning_rate=2e-3))
-    wash: FitConfig = FitConfig(epochs=2, batch_size=64, weight_decay=0.0, warmup_steps=10)
+    wash: FitConfig = WASH
     seed: int = 0
 
     @model_validator(mode="after")

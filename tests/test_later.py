@@ -8,7 +8,7 @@ from ssl_wm.extraction.settings import StealConfig
 from ssl_wm.later import WithLater
 from ssl_wm.removal.given import RemovalConfig
 from ssl_wm.training.settings import FitConfig
-from ssl_wm.verification.settings import ReadConfig
+from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 
 CHANGED = {
     FitConfig: {"compile": "graphs", "accumulate": 2},
@@ -19,12 +19,23 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("kind", CHANGED, ids=lambda kind: kind.__name__)
-def test_a_later_setting_is_written_only_where_it_changes_something(kind: type[WithLater]):
-    assert not set(kind().model_dump()) & set(kind.LATER)
+def test_a_later_setting_is_written_only_where_it_is_not_what_older_versions_did(
+    kind: type[WithLater],
+):
+    older = kind(**kind.LATER)
+    assert not set(older.model_dump()) & set(kind.LATER)
+    assert kind.as_written(older.model_dump()) == older
     for name, value in CHANGED[kind].items():
-        told = kind(**{name: value})
+        told = older.model_copy(update={name: value})
         assert set(told.model_dump()) & set(kind.LATER) == {name}
-        assert kind.model_validate(told.model_dump()) == told
+        assert kind.as_written(told.model_dump()) == told
+
+
+def test_what_was_written_before_the_evened_space_was_the_default_stays_plain():
+    older = {"alpha": 0.01, "read": {"per_pair": 64, "precision": "float32"}}
+    assert VerifyConfig.as_written(older).read.space == "plain"
+    assert VerifyConfig.model_validate(older).read.space == "evened"
+    assert VerifyConfig().model_dump()["read"]["space"] == "evened"
 
 
 @pytest.mark.parametrize("kind", CHANGED, ids=lambda kind: kind.__name__)

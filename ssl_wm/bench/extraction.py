@@ -245,7 +245,7 @@ def _share(hits: Tensor) -> dict[str, Any]:
 
 def _hits(verdict: Verdict, key: WatermarkKey) -> dict[str, list[int]]:
     """Return (hits, composites) behind WSR and WFPR, all sub-keys together."""
-    config = ReadConfig.model_validate(verdict.facts["settings"]["read"])
+    config = ReadConfig.as_written(verdict.facts["settings"]["read"])
     told = {}
     for name, kind in (("wsr", FRESH), ("wfpr", OTHERS)):
         hits, total = 0, 0

@@ -46,8 +46,8 @@ SpaceName = Annotated[
     str | None,
     typer.Option(
         "--space", metavar="NAME", show_default=False,
-        help="plain (the default), or evened: distances are taken where no direction of the "
-        "suspect's space outweighs the others.",
+        help="evened (the default): distances are taken where no direction of the suspect's space "
+        "outweighs the others; or plain.",
     ),
 ]  # fmt: skip
 CentringName = Annotated[

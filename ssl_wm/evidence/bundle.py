@@ -216,7 +216,7 @@ def open_bundle(folder: Path) -> Bundle:
         key = read_revealed(content[KEY])
         len(key.sub_keys)  # that all can be opened
     with naming(SETTINGS):
-        config = VerifyConfig.model_validate(content[SETTINGS])
+        config = VerifyConfig.as_written(content[SETTINGS])
     with naming(FACTS):
         facts = _checked_facts(content[FACTS], key, config)
     with naming(NULLS):

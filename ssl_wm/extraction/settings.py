@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -40,7 +41,9 @@ class StealConfig(WithLater):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER = ("selection", "repeats", "start", "keep", "denoise")
+    LATER: ClassVar[Mapping[str, Any]] = {
+        "selection": "random", "repeats": 1, "start": None, "keep": "last", "denoise": False,
+    }  # fmt: skip
 
     attack: str = "cosine"
     arch: str = "convnet-s"

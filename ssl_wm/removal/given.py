@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import ConfigDict, Field
@@ -22,6 +23,7 @@ from ssl_wm.training.settings import FitConfig
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
 
+DISTIL = FitConfig(epochs=20, batch_size=128, learning_rate=2e-3)
 UNTOUCHED = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=None)
 
 
@@ -39,14 +41,14 @@ class RemovalConfig(WithLater):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER = ("distil", "distil_arch")
+    LATER: ClassVar[Mapping[str, Any]] = {"distil": DISTIL, "distil_arch": None}
 
     fit: FitConfig = FitConfig(epochs=5, batch_size=64, weight_decay=0.0)
     objective: str = "simclr"
     ssl_views: ViewConfig = ViewConfig()
     views: ViewConfig = ViewConfig(crop=0.5, min_scale=0.6, jitter=0.0, grey=0.0)
     sample: int = Field(2000, ge=2)
-    distil: FitConfig = FitConfig(epochs=20, batch_size=128, learning_rate=2e-3)
+    distil: FitConfig = DISTIL
     distil_arch: str | None = None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -34,7 +35,7 @@ class FitConfig(WithLater):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER = ("compile", "accumulate")
+    LATER: ClassVar[Mapping[str, Any]] = {"compile": False, "accumulate": 1}
 
     epochs: int = Field(10, ge=0)
     batch_size: int = Field(256, ge=2)

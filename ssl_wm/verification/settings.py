@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -24,9 +25,9 @@ class ReadConfig(WithLater):
         natural_only: ask natural images alone (``reference``), no composite: the key is read from
             where its groups lie (``margins.nearness_table``). Nothing of the mark shows in the
             questions; there are no rates and no decoy recipes.
-        space: in which space cosines are taken: "plain", the suspect's own around its centre, or
-            "evened", where the principal directions of its natural images weigh more alike
-            (``encoders.space.evening``). WSR and WFPR are read in the plain one.
+        space: in which space cosines are taken: "evened", where the principal directions of the
+            suspect's natural images weigh more alike (``encoders.space.evening``), or "plain", its
+            own around its centre, as all did at first. WSR and WFPR are read in the plain one.
         centring: how what the null encoders show too is taken off (``centring.CENTRINGS``): their
             "mean", or the "fitted" linear combination of them that explains most of the suspect.
         precision: of the encoder's forward pass; "auto" is settled when the settings are read, as
@@ -34,7 +35,11 @@ class ReadConfig(WithLater):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER = ("natural_only", "space", "centring")
+    LATER: ClassVar[Mapping[str, Any]] = {
+        "natural_only": False,
+        "space": "plain",
+        "centring": "mean",
+    }
 
     per_pair: int = Field(64, ge=8)
     recipes: int = Field(99, ge=0)
@@ -42,7 +47,7 @@ class ReadConfig(WithLater):
     trigger_count: int = Field(1000, ge=8)
     neighbours: int = Field(20, ge=1)
     natural_only: bool = False
-    space: Literal["plain", "evened"] = "plain"
+    space: Literal["plain", "evened"] = "evened"
     centring: Centring = "mean"
     precision: Precision = "float32"
 
@@ -89,3 +94,13 @@ class VerifyConfig(BaseModel):
     access: Literal["embeddings", "labels"] = "embeddings"
     max_queries: int | None = Field(None, ge=1)
     read: ReadConfig = ReadConfig()
+
+    @classmethod
+    def as_written(cls, told: Mapping[str, Any]) -> VerifyConfig:
+        """Return the settings that were written as ``told``, by this version or an older one.
+
+        Raises:
+            ValidationError: they are no such settings.
+            KeyError, TypeError: they say nothing of what was read.
+        """
+        return cls.model_validate({**told, "read": ReadConfig.as_written(told["read"])})

@@ -126,9 +126,9 @@ def test_labels_alone_give_a_verdict(at):
 
 
 def test_the_space_that_was_asked_for_is_in_the_verdict_and_a_wrong_one_is_refused(at):
-    assert "space" not in verify(at).json["facts"]["settings"]["read"]
-    evened = verify(at, "--space", "evened", "--natural-only").json
-    assert evened["facts"]["settings"]["read"]["space"] == "evened"
+    assert verify(at).json["facts"]["settings"]["read"]["space"] == "evened"
+    plain = verify(at, "--space", "plain", "--natural-only").json
+    assert "space" not in plain["facts"]["settings"]["read"]
     refused = verify(at, "--space", "sideways")
     assert (refused.code, refused.out) == (2, "")
     assert "evened" in refused.err
@@ -138,7 +138,7 @@ def test_the_space_that_was_asked_for_is_in_the_verdict_and_a_wrong_one_is_refus
 def test_the_centring_that_was_asked_for_is_sealed_and_a_wrong_one_is_refused(at, tmp_path):
     assert "centring" not in verify(at).json["facts"]["settings"]["read"]
     bundle = tmp_path / "bundle"
-    fitted = verify(at, "--centring", "fitted", "--space", "evened", "--evidence", bundle)
+    fitted = verify(at, "--centring", "fitted", "--evidence", bundle)
     assert fitted.json["facts"]["settings"]["read"]["centring"] == "fitted"
     assert run("evidence", "check", bundle).code == 0
     page = Path(run("evidence", "report", bundle, "--json").json["out"])

@@ -321,7 +321,7 @@ def test_images_poisoned_for_the_suspect_before_the_commitment_gain_nothing(
     poisoned = Images("poisoned", images.train, replace(images.test, pixels=pixels))
     committed = world.key(poisoned)
     read = key_reader(innocent, images=poisoned, nulls=[null], config=READ)
-    own, redrawn = beacon_p_values(read, committed, beacons=40, redraws=50, draws=999)
+    own, redrawn = beacon_p_values(read, committed, beacons=400, redraws=5, draws=999)
     assert rejections(own, alpha=ALPHA)["within_alpha"]
     assert rejections(redrawn, alpha=ALPHA)["within_alpha"]
 

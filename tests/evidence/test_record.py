@@ -33,7 +33,7 @@ from ssl_wm.files import read_tensors
 from ssl_wm.verification.questions import question_names, render
 from ssl_wm.verification.verify import verify
 
-KEPT = Path(__file__).parent.parent / "bundles" / "v1"
+KEPT = Path(__file__).parent.parent / "bundles"
 
 
 # --- a whole bundle ----------------------------------------------------------------------------
@@ -224,12 +224,23 @@ def test_a_bundle_is_sealed_once_and_only_around_its_answers(copy, sealed):
 # --- for ever ----------------------------------------------------------------------------------
 
 
-def test_the_kept_bundle_verifies_for_ever(world):
-    result = check(KEPT)
+@pytest.mark.parametrize(
+    ("name", "space", "sealed_as", "p_value"),
+    [
+        ("v1", "plain", "c3f37b8ffee60de312bf4747a2ef91f9a01b80b9630aa8e1f04197804b3deea9", 0.0018),
+        (
+            "v1-evened-fitted", "evened",
+            "b978c16faff7ec7587d40b42efde384ae04163f7526b1b20597344933a50cf82", 0.0003,
+        ),
+    ],
+)  # fmt: skip
+def test_a_kept_bundle_verifies_for_ever(world, name, space, sealed_as, p_value):
+    result = check(KEPT / name)
     assert result.problems == ()
-    assert result.bundle.seal == "c3f37b8ffee60de312bf4747a2ef91f9a01b80b9630aa8e1f04197804b3deea9"
+    assert result.bundle.seal == sealed_as
+    assert result.bundle.config.read.space == space
     assert result.verdict.decision == result.stored["decision"] == "detected"
-    assert result.verdict.p_value == pytest.approx(0.0018)
+    assert result.verdict.p_value == pytest.approx(p_value)
     assert [sub.index for sub in result.verdict.sub_keys] == [0, 2]
     images = world.images(groups=9)
     assert check_against(result, images=images, nulls=[world.palette(images)]).problems == ()

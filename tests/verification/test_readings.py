@@ -15,7 +15,9 @@ from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.verification.statistics import clopper_pearson
 from ssl_wm.watermark.triggers import ordered_pairs
 
-CONFIG = ReadConfig(per_pair=8, recipes=4, reference=20, trigger_count=40, neighbours=5)
+CONFIG = ReadConfig(
+    per_pair=8, recipes=4, reference=20, trigger_count=40, neighbours=5, space="plain"
+)
 
 
 @pytest.fixture(scope="module")
