@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +19,7 @@ from ssl_wm.calibration.calibrate import CalibrateConfig
 from ssl_wm.detection.settings import DetectionConfig
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
+from ssl_wm.later import WithLater
 from ssl_wm.nulls import NullsConfig
 from ssl_wm.removal.given import RemovalConfig
 from ssl_wm.training.pretrain import PretrainConfig
@@ -46,22 +47,25 @@ class ImagesConfig(BaseModel):
     download: bool = False
 
 
-class KeyConfig(BaseModel):
+class KeyConfig(WithLater):
     """What a key is drawn for.
 
     Attributes:
         groups: "labels", or "clusters" of the clean encoder's embeddings.
         clusters: number of clusters.
         sub_keys: number of marks; None means three where the groups suffice, else one.
+        spare: sub-keys drawn beyond these, so that those are marked that a copy will learn best.
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    LATER: ClassVar[Mapping[str, Any]] = {"spare": 0}
 
     groups: Literal["labels", "clusters"] = "clusters"
     clusters: int = Field(20, ge=3)
     sub_keys: int | None = Field(None, ge=1)
+    spare: int = Field(0, ge=0)
     families: tuple[str, ...] = ("crop-paste",)
     autoencoder_steps: int = Field(400, ge=0)
 

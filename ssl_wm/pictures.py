@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.verdict import Verdict
-    from ssl_wm.watermark.key import SubKey, WatermarkKey
+    from ssl_wm.watermark.key import WatermarkKey
+    from ssl_wm.watermark.subkeys import SubKey
 
 SHOWN = 8
 POINTS = 150

@@ -28,7 +28,7 @@ from ssl_wm.files import (
 from ssl_wm.verification.questions import FRESH, render
 from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.verification.statistics import clopper_pearson
-from ssl_wm.watermark.key import OpenKey
+from ssl_wm.watermark.open_key import OpenKey
 
 Facts = dict[str, Any]
 

@@ -17,7 +17,7 @@ from ssl_wm.detection.settings import DetectionConfig
 from ssl_wm.detection.success import TrialConfig
 from ssl_wm.errors import ConfigError, choose
 from ssl_wm.verification.settings import ReadConfig, refuse_natural_only
-from ssl_wm.watermark.key import OpenKey
+from ssl_wm.watermark.open_key import OpenKey
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

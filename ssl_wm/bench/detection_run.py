@@ -38,7 +38,7 @@ from ssl_wm.report.detection import roc_png, tables_markdown
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.readings import read_rates
 from ssl_wm.versions import versions
-from ssl_wm.watermark.key import OpenKey
+from ssl_wm.watermark.open_key import OpenKey
 
 
 class DetectionRun:
@@ -61,7 +61,7 @@ class DetectionRun:
         self.subjects = {each.name: each for each in subjects}
         self.keys = {each.name: each.key for each in subjects if each.key is not None}
         self.detectors = config.detectors or tuple(DETECTORS)
-        named = {name: f"{key.commitment}/{key.beacon}" for name, key in self.keys.items()}
+        named = {name: f"{key.name}/{key.beacon}" for name, key in self.keys.items()}
         clean = [each.name for each in subjects if each.key is None]
         self.cells = expand(named, clean, self.detectors)
         self.done: dict[Cell, Facts] = {}
@@ -94,9 +94,9 @@ class DetectionRun:
             "detector": cell.detector, "encoder": subject.digest,
             "images": {"train": self.prints[0], "test": self.prints[1]},
             "groups": "labels" if groups is None else _named(groups.groups.train),
-            "key": None if subject.key is None else subject.key.commitment,
+            "key": None if subject.key is None else subject.key.name,
             "queries": None if asked is None else {
-                "key": asked.commitment, "beacon": asked.beacon, "count": config.queries,
+                "key": asked.name, "beacon": asked.beacon, "count": config.queries,
             },
             "composites": config.queries if subject.key is not None else None,
             "seed": config.seed, "settings": config.settings.model_dump(mode="json"),
@@ -188,7 +188,7 @@ class DetectionRun:
         """Return the WSR and WFPR of the encoder's own key, the mean over its sub-keys."""
         key, path = self.keys[name], self.out / "cells" / name / "key.json"
         identity = {
-            "encoder": self.subjects[name].digest, "key": key.commitment, "beacon": key.beacon,
+            "encoder": self.subjects[name].digest, "key": key.name, "beacon": key.beacon,
             "read": self.config.read.model_dump(mode="json"),
         }  # fmt: skip
 

@@ -87,7 +87,7 @@ class ExtractionBench:
         self.common = plain({
             "victim": known_digest(victim) or victim.made.get("url") or name,
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
-            "key": None if key is None else key.commitment,
+            "key": None if key is None else key.name,
             "nulls": [known_digest(null) for null in nulls],
             "verify": None if key is None else config.verify.model_dump(mode="json"),
             "precision": config.verify.read.precision,

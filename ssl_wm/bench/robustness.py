@@ -127,7 +127,7 @@ class RobustnessBench:
         images = opened.images
         return {
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
-            "key": f"{opened.key.commitment}/{opened.key.beacon}",
+            "key": f"{opened.key.name}/{opened.key.beacon}",
             "nulls": [known_digest(null) or spec for spec, null in opened.nulls.items()],
             "verify": self.judge.first.model_dump(mode="json"), "seed": config.seed,
             "utility_limit": config.utility_limit, "neighbours": config.neighbours,

@@ -25,7 +25,7 @@ from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.judge import judge
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
-from ssl_wm.verification.statistics import draw_joint_keys
+from ssl_wm.verification.statistics import draw_joint_keys, ways_to_reveal
 from ssl_wm.verification.verdict import Verdict, decide
 from ssl_wm.verification.verify import affordable
 
@@ -122,7 +122,9 @@ class Judge:
             margins.tables, [null.tables for null in nulls], centring=read.centring
         )
         triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
-        return key_p_values(statistics, triples, drawn=self._drawn)
+        shown = len(key.sub_keys)
+        ways = ways_to_reveal(shown, key.terms.sub_key_count)
+        return ways * key_p_values(statistics, triples[:, :shown], drawn=self._drawn)
 
     @cached_property
     def _drawn(self) -> np.ndarray:

@@ -169,6 +169,7 @@ class Benchmark:
             encoder=clean if config.groups == "clusters" else None,
             clusters=config.clusters,
             sub_keys=config.sub_keys,
+            spare=config.spare,
             families=config.families,
             autoencoder_steps=config.autoencoder_steps,
             secret=secret,

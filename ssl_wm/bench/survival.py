@@ -147,7 +147,7 @@ class SurvivalBench:
         classes = len(self.images.train.class_names)
         groups = config.key.clusters if config.key.groups == "clusters" else classes
         count = config.key.sub_keys or (3 if groups >= 9 else 1)
-        check_sub_keys(count, groups=groups, families=config.key.families)
+        check_sub_keys(count + config.key.spare, groups=groups, families=config.key.families)
 
     def _pool(self, spec: str) -> ImageSet:
         if spec == SAME:

@@ -13,7 +13,7 @@ from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.precision import Precision
 from ssl_wm.verification.verdict import Verdict
-from ssl_wm.watermark.key import OpenKey
+from ssl_wm.watermark.open_key import OpenKey
 
 
 def read_encoder(encoder: Encoder, images: Images, *, k: int, precision: Precision) -> Reading:

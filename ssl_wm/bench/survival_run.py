@@ -121,6 +121,7 @@ class SurvivalRun:
             encoder=self._encoder(self.clean) if config.groups == "clusters" else None,
             clusters=config.clusters,
             sub_keys=config.sub_keys,
+            spare=config.spare,
             families=config.families,
             autoencoder_steps=config.autoencoder_steps,
             secret=sha256(f"{self.config.seed}/{self.number}/survival key".encode()).digest(),

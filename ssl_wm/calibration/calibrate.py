@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,12 +47,13 @@ from ssl_wm.verification.statistics import (
     draw_joint_keys,
     joint_statistic,
     standardise,
+    ways_to_reveal,
 )
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
-    from ssl_wm.watermark.key import OpenKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 __all__ = ["CalibrateConfig", "Calibration", "calibrate"]
 
@@ -124,6 +126,7 @@ def calibrate(
     drawn = draw_joint_keys(
         len(key.groups), sub_keys=key.terms.sub_key_count, draws=config.draws, seed=0
     )
+    shown = len(key.sub_keys)
     each = config.keys // config.recipes
     parts: list[Decisions] = []
     for number, (name, encoder) in enumerate(suspects.items()):
@@ -132,7 +135,7 @@ def calibrate(
         for place, (reading, reference) in enumerate(zip(readings, known, strict=True)):
             triples = fresh_triples(key, config.seed, name, place, count=each)
             others = without(reference, own[name], reading)
-            parts.append(decisions(reading, others, triples, drawn, config=config))
+            parts.append(decisions(reading, others, triples, drawn, shown=shown, config=config))
     return Calibration(
         alpha=config.alpha,
         confidence=config.confidence,
@@ -147,6 +150,7 @@ def calibrate(
             "images": key.fingerprints,
             "groups": len(key.groups),
             "sub_keys": key.terms.sub_key_count,
+            "shown": shown,
             "suspects": {name: known_digest(encoder) for name, encoder in suspects.items()},
             "nulls": [known_digest(encoder) for encoder in nulls],
             "settings": config.model_dump(mode="json"),
@@ -189,27 +193,58 @@ def decisions(
     triples: np.ndarray,
     drawn: np.ndarray,
     *,
+    shown: int,
     config: CalibrateConfig,
 ) -> Decisions:
     """Return what the shipped rule and the naive ones say of joint keys (K, S, 3).
+
+    Where fewer sub-keys are shown than a key has, the rule is told of the owner who looks at the
+    suspect first and shows those that do best; the naive rules see the first ones.
 
     Args:
         reading: of the suspect.
         reference: of the null encoders.
         triples: the joint keys to decide on.
         drawn: (draws, S, 3) joint keys behind the null.
+        shown: sub-keys of a key that are shown, at most S.
         config: levels.
     """
     statistics = key_statistics(reading.tables, reference.tables, centring=config.read.centring)
-    p_values = key_p_values(statistics, triples, drawn=drawn)
+    p_values = best_choice_p_values(statistics, triples, drawn=drawn, shown=shown)
     if reading.composites is None or reference.margins is None:
         return Decisions(p_values, {})
     away = reading.composites.margins - reference.margins / len(reference.tables)
     naive = naive_rules(
-        of_triples(away, triples), of_triples(reading.composites.nearest, triples),
+        of_triples(away[:shown], triples[:, :shown]),
+        of_triples(reading.composites.nearest[:shown], triples[:, :shown]),
         alpha=config.alpha, resamples=config.resamples,
     )  # fmt: skip
     return Decisions(p_values, naive)
+
+
+def best_choice_p_values(
+    statistics: Tensor, triples: np.ndarray, *, drawn: np.ndarray, shown: int
+) -> np.ndarray:
+    """Return the p-values (K,) of joint keys of which the ``shown`` best sub-keys are shown.
+
+    That is the least over all choices, times their number (``ways_to_reveal``), at most 1.
+
+    Args:
+        statistics: (S, G, G, G) null-centred contrasts.
+        triples: (K, S, 3) joint keys.
+        drawn: (draws, S, 3) random joint keys.
+        shown: at most S.
+
+    Raises:
+        VerificationError: a statistic is NaN where there is such a key.
+    """
+    choices = [list(each) for each in combinations(range(len(statistics)), shown)]
+    found = [
+        key_p_values(statistics[each], triples[:, each], drawn=drawn[:, each]) for each in choices
+    ]
+    ways = ways_to_reveal(shown, len(statistics))
+    p_values: np.ndarray = np.minimum(1.0, ways * np.min(found, axis=0))
+    return p_values
 
 
 def key_p_values(statistics: Tensor, triples: np.ndarray, *, drawn: np.ndarray) -> np.ndarray:

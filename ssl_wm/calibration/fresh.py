@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig
-    from ssl_wm.watermark.key import OpenKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 
 @dataclass(frozen=True)

@@ -94,6 +94,7 @@ def keygen(
     labels: o.Labels = None,
     clusters: o.Clusters = None,
     sub_keys: o.SubKeys = None,
+    spare: o.Spare = None,
     count: o.KeyCount = None,
     given: o.GivenKey = None,
     beacon: o.Beacon = None,
@@ -115,13 +116,17 @@ def keygen(
     groups = None if labels is None else ("labels" if labels else "clusters")
     flags = {
         "key.groups": groups, "key.clusters": clusters, "key.sub_keys": sub_keys,
+        "key.spare": spare,
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:
         from ssl_wm.commands import stages as commands
 
         if given is not None or beacon is not None:
-            return commands.add_beacon(given, beacon=beacon, out=out, overwrite=overwrite)
+            return commands.add_beacon(
+                o.read_settings(config, flags), given=given, beacon=beacon, encoder=encoder,
+                out=out, overwrite=overwrite,
+            )  # fmt: skip
         return commands.keygen(
             o.read_settings(config, flags), encoder=encoder, out=out, overwrite=overwrite,
             count=count,

@@ -143,6 +143,14 @@ SubKeys = Annotated[
         "else 1.",
     ),
 ]  # fmt: skip
+Spare = Annotated[
+    int | None,
+    typer.Option(
+        "--spare", metavar="N", show_default=False,
+        help="Draw N sub-keys more, and use those of all that a copy will learn best; p is "
+        "multiplied by the number of such choices. The default is 0.",
+    ),
+]  # fmt: skip
 Method = Annotated[
     str | None,
     typer.Option(

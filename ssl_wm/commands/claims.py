@@ -25,8 +25,8 @@ from ssl_wm.verification import trace as tracing
 from ssl_wm.verification.questions import count_queries
 from ssl_wm.verification.verify import affordable
 from ssl_wm.verification.verify import verify as judge
-from ssl_wm.watermark.key import OpenKey
 from ssl_wm.watermark.keyfile import load_key
+from ssl_wm.watermark.open_key import OpenKey
 
 __all__ = [
     "Out", "calibrate", "check_evidence", "nulls", "report_evidence", "trace", "verify",

@@ -14,6 +14,7 @@ from ssl_wm.config import Settings
 from ssl_wm.console import say
 from ssl_wm.data.sources import Images, open_images
 from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction import steal as theft
@@ -23,6 +24,7 @@ from ssl_wm.verification.utility import utility
 from ssl_wm.versions import versions
 from ssl_wm.watermark import embed as marking
 from ssl_wm.watermark import keygen as keys
+from ssl_wm.watermark.choice import choose_sub_keys
 from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.keyfile import load_key, save_commitment, save_key
 
@@ -82,26 +84,32 @@ def keygen(
             "clusters need your clean encoder: add --encoder SPEC, or use --labels for groups "
             "from the class labels"
         )
-    clean = load_encoder(encoder) if encoder else None
+    clean, images = load_encoder(encoder) if encoder else None, open_chosen(settings)
     first = keys.keygen(
-        open_chosen(settings), encoder=clean if kind == "clusters" else None,
-        clusters=wanted.clusters, sub_keys=wanted.sub_keys, families=wanted.families,
-        autoencoder_steps=wanted.autoencoder_steps,
+        images, encoder=clean if kind == "clusters" else None,
+        clusters=wanted.clusters, sub_keys=wanted.sub_keys, spare=wanted.spare,
+        families=wanted.families, autoencoder_steps=wanted.autoencoder_steps,
     )  # fmt: skip
-    made = [first, *(keys.another_key(first) for _ in files[1:])]
-    for key, file in zip(made, files, strict=True):
+    others = (_chosen_like(first, keys.another_key(first), clean, images) for _ in files[1:])
+    for key, file in zip((first, *others), files, strict=True):
         save_key(key, file)
         save_commitment(key, commitment_path(file))
     told = _key_facts(first, files[0])
     return told if count is None else {**told, "out": str(out), "keys": [str(f) for f in files]}
 
 
-def add_beacon(given: Path | None, *, beacon: str | None, out: Path, overwrite: bool) -> Result:
+def add_beacon(
+    settings: Settings, *, given: Path | None, beacon: str | None, encoder: str | None, out: Path,
+    overwrite: bool,
+) -> Result:  # fmt: skip
     """Write a copy of the key ``given`` with a public value mixed in.
 
+    It fixes other groups, so of a key with spare sub-keys they are chosen anew.
+
     Raises:
-        ConfigError: the key or the value is missing, or the key has one already.
-        KeyFileError: the key cannot be read.
+        ConfigError: the key or the value is missing, the key has one already, or it has spare
+            sub-keys and the clean encoder is missing.
+        KeyFileError: the key cannot be read, or is for other images.
         OutputError: ``out`` is there already.
     """
     if given is None or beacon is None:
@@ -111,9 +119,28 @@ def add_beacon(given: Path | None, *, beacon: str | None, out: Path, overwrite: 
             "the value)"
         )
     claim_file(out, overwrite=overwrite)
-    key = load_key(given).with_beacon(beacon)
+    before = load_key(given)
+    key = before.with_beacon(beacon)
+    if before.chosen is not None:
+        if encoder is None:
+            raise ConfigError(
+                "this key has spare sub-keys, and the beacon draws other groups for them: add "
+                "--encoder SPEC (the clean encoder) and --images, so that they are chosen anew"
+            )
+        images = open_chosen(settings)
+        key.check_images(images, splits=("train",))
+        key = _chosen_like(before, key, load_encoder(encoder), images)
     save_key(key, out)
     return {**_key_facts(key, out), "beacon": key.beacon}
+
+
+def _chosen_like(
+    first: WatermarkKey, key: WatermarkKey, clean: Encoder | None, images: Images
+) -> WatermarkKey:
+    """Return ``key`` with as many sub-keys chosen as of ``first``."""
+    if first.chosen is None or clean is None:
+        return key
+    return choose_sub_keys(key, encoder=clean, images=images.train, count=len(first.chosen))
 
 
 def commitment_path(key: Path) -> Path:
@@ -126,6 +153,7 @@ def _key_facts(key: WatermarkKey, file: Path) -> Result:
         "out": str(file), "commitment_file": str(commitment_path(file)),
         "commitment": key.commitment, "groups": key.groups.kind, "group_count": len(key.groups),
         "sub_keys": key.terms.sub_key_count,
+        "chosen": None if key.chosen is None else list(key.chosen),
     }  # fmt: skip
 
 
@@ -140,7 +168,7 @@ def watermark(settings: Settings, *, encoder: str, key: Path, out: Out) -> Resul
     secret.check_images(images)
     marking.checked_method(settings.watermark)
     folder = out.claim(inputs=[encoder, key, images.spec])
-    facts = {"encoder": encoder_digest(clean), "key": secret.commitment}
+    facts = {"encoder": encoder_digest(clean), "key": secret.name}
     if not out.begin("watermark", settings=settings.watermark, images=images, **facts):
         with out.running():
             marked, _ = marking.watermark(

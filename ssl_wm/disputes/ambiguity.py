@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ssl_wm.verification.readings import Margins
     from ssl_wm.verification.settings import VerifyConfig
     from ssl_wm.verification.verdict import Verdict
-    from ssl_wm.watermark.key import OpenKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 OWNER, RIVAL = "owner", "rival"
 MODEL, DISPUTED = "owner_model", "disputed"

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.readings import Space
     from ssl_wm.verification.settings import ReadConfig
-    from ssl_wm.watermark.key import OpenKey, SubKey
+    from ssl_wm.watermark.open_key import OpenKey
+    from ssl_wm.watermark.subkeys import SubKey
 
 
 @dataclass(frozen=True)

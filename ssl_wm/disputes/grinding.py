@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig
-    from ssl_wm.watermark.key import OpenKey
+    from ssl_wm.watermark.open_key import OpenKey
     from ssl_wm.watermark.terms import Terms
 
 Read = Callable[["OpenKey"], Tensor]

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.verification.verdict import Verdict
-    from ssl_wm.watermark.key import OpenKey, RevealedKey
+    from ssl_wm.watermark.key import RevealedKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 VERDICT, KEY, SETTINGS, FACTS = "verdict.json", "key.json", "settings.json", "facts.json"
 NULLS = "nulls.safetensors"

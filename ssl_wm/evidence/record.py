@@ -29,7 +29,8 @@ from ssl_wm.verification.questions import question_names
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.verify import affordable, judge_answers, read_nulls
 from ssl_wm.versions import versions
-from ssl_wm.watermark.key import OpenKey, RevealedKey, WatermarkKey
+from ssl_wm.watermark.key import RevealedKey, WatermarkKey
+from ssl_wm.watermark.open_key import OpenKey
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ssl_wm.evidence.bundle import Bundle
     from ssl_wm.report.shown import Gallery
     from ssl_wm.verification.verdict import Verdict
-    from ssl_wm.watermark.key import SubKey
+    from ssl_wm.watermark.subkeys import SubKey
 
 HEADLINES = {
     "detected": "The owner's mark is in {}.",

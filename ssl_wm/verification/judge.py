@@ -30,7 +30,7 @@ from ssl_wm.verification.verdict import SubVerdict, TestResult, Verdict, decide
 if TYPE_CHECKING:
     from ssl_wm.verification.readings import Margins
     from ssl_wm.verification.settings import VerifyConfig
-    from ssl_wm.watermark.key import OpenKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 Rates = list[dict[str, dict[str, object]]]
 

@@ -14,7 +14,7 @@ from ssl_wm.verification.questions import REFERENCE, reference_indices
 if TYPE_CHECKING:
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig
-    from ssl_wm.watermark.key import OpenKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 
 def reference_name(key: OpenKey, *, config: ReadConfig) -> str:

@@ -16,13 +16,14 @@ from torch import Tensor
 from ssl_wm.errors import VerificationError
 from ssl_wm.rng import torch_stream
 from ssl_wm.verification.settings import ReadConfig
-from ssl_wm.watermark.key import decoy_recipe
+from ssl_wm.watermark.subkeys import decoy_recipe
 from ssl_wm.watermark.triggers import composites, ordered_pairs
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
-    from ssl_wm.watermark.key import OpenKey, SubKey
     from ssl_wm.watermark.mixers import Mixer
+    from ssl_wm.watermark.open_key import OpenKey
+    from ssl_wm.watermark.subkeys import SubKey
 
 REFERENCE = "reference"
 """Natural training images that fix the groups' centres and fit the readers."""

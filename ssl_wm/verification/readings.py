@@ -26,7 +26,8 @@ from ssl_wm.watermark.triggers import ordered_pairs
 if TYPE_CHECKING:
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig
-    from ssl_wm.watermark.key import OpenKey, SubKey
+    from ssl_wm.watermark.open_key import OpenKey
+    from ssl_wm.watermark.subkeys import SubKey
 
 
 @dataclass(frozen=True)

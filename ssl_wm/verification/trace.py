@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.settings import ReadConfig
-    from ssl_wm.watermark.key import OpenKey, WatermarkKey
+    from ssl_wm.watermark.key import WatermarkKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 __all__ = ["Trace", "attribute", "load_keys", "total_queries", "trace"]
 

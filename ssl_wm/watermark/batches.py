@@ -14,8 +14,9 @@ from ssl_wm.watermark.triggers import draw_members, mix_images
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
     from ssl_wm.training.task import Batch
-    from ssl_wm.watermark.key import SubKey, WatermarkKey
+    from ssl_wm.watermark.key import WatermarkKey
     from ssl_wm.watermark.mixers import Mixer
+    from ssl_wm.watermark.subkeys import SubKey
 
 MILD = ViewConfig(crop=0.5, min_scale=0.6, jitter=0.0, grey=0.0)
 

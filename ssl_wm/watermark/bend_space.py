@@ -34,7 +34,8 @@ from ssl_wm.watermark.triggers import composites, ordered_pairs
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
     from ssl_wm.training.task import Batch
-    from ssl_wm.watermark.key import SubKey, WatermarkKey
+    from ssl_wm.watermark.key import WatermarkKey
+    from ssl_wm.watermark.subkeys import SubKey
 
 
 class BendSpaceConfig(BaseModel):

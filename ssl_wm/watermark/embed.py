@@ -163,7 +163,8 @@ def watermark(
     if marked is None:
         marked = copy.deepcopy(clean).requires_grad_(True)
         task = MarkTask(marked, embedder, images.train, key, config=config)
-        run, title = {**told, "config": config.model_dump()}, f"watermark ({config.method})"
+        run = {**told, "key": key.name, "config": config.model_dump()}
+        title = f"watermark ({config.method})"
         lines = fit(task, config=config.fit, title=title, folder=folder, run=run)
     elif not rehearsal and "fit" in config.model_fields_set:
         say(f"{config.method} trained no network, so 'fit' had no effect")

@@ -8,22 +8,17 @@ each leaf stands for, so an owner cannot hand-pick them. Each leaf can be reveal
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ssl_wm.errors import ConfigError, KeyFileError
-from ssl_wm.files import canonical_json, sha256_bytes
-from ssl_wm.watermark.derivation import derive, hkdf, stream_of
+from ssl_wm.watermark.derivation import derive, stream_of
 from ssl_wm.watermark.merkle import leaf_hash, merkle_path, merkle_root, proves
-from ssl_wm.watermark.mixers import other_mixers
-from ssl_wm.watermark.subkeys import Leaf, SubKey, decoy_recipe, draw_recipe
+from ssl_wm.watermark.open_key import OpenKey
+from ssl_wm.watermark.subkeys import Leaf
 from ssl_wm.watermark.terms import Terms
 
 if TYPE_CHECKING:
@@ -31,86 +26,7 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.autoencoder import Autoencoder
     from ssl_wm.watermark.groups import Groups
 
-__all__ = ["Leaf", "OpenKey", "RevealedKey", "SubKey", "WatermarkKey", "decoy_recipe", "new_key"]
-
-COMMITMENT_TAG = b"ssl-wm/commitment/v2\0"
 SECRET_BYTES = 32
-
-
-class OpenKey(ABC):
-    """What verification uses: public terms, a commitment, and sub-keys that may be used.
-
-    Attributes:
-        terms: the public facts.
-        beacon: the public value published after the commitment; "" where there is none.
-        root: of the Merkle tree over the leaves.
-        leaves: those that are known.
-    """
-
-    terms: Terms
-    beacon: str
-
-    @property
-    @abstractmethod
-    def root(self) -> bytes:
-        """Return the Merkle root."""
-
-    @property
-    @abstractmethod
-    def leaves(self) -> Sequence[Leaf]:
-        """Return the leaves that are known."""
-
-    @property
-    def groups(self) -> Groups:
-        """The public partition of the images."""
-        return self.terms.groups
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the training and the test images."""
-        return self.terms.fingerprints
-
-    @property
-    def statement(self) -> dict[str, Any]:
-        """What the commitment is the hash of: the terms and the Merkle root."""
-        return {**self.terms.statement, "root": self.root.hex()}
-
-    @property
-    def commitment(self) -> str:
-        """SHA-256 that binds the leaves to the terms and reveals nothing of them."""
-        return sha256_bytes(COMMITMENT_TAG + canonical_json(self.statement))
-
-    @cached_property
-    def salt(self) -> bytes:
-        """Public bytes that nobody could choose: of the commitment and then the beacon."""
-        framed = canonical_json({"beacon": self.beacon, "commitment": self.commitment})
-        return hashlib.sha256(b"ssl-wm/beacon/v2\0" + framed).digest()
-
-    @cached_property
-    def sub_keys(self) -> tuple[SubKey, ...]:
-        """The known sub-keys.
-
-        The public salt shuffles all groups; a leaf's places then name its own. Places differ
-        within a key, so groups do too, and whatever the places are, the groups of all leaves
-        together are one uniform draw without replacement.
-        """
-        order = stream_of(derive(self.salt, "order")).permutation(len(self.groups))
-        return tuple(self._open(leaf, order) for leaf in self.leaves)
-
-    def _open(self, leaf: Leaf, order: np.ndarray) -> SubKey:
-        seed = hkdf(leaf.secret, salt=self.salt, info=b"seed", length=32)
-        a, b, target = (int(order[place]) for place in leaf.places)
-        family, mixer, stream = draw_recipe(seed, self.terms)
-        others = other_mixers(family, mixer, stream, autoencoder=self.terms.autoencoder)
-        return SubKey(leaf.index, a, b, target, family, mixer, others, seed)
-
-    def check_images(self, images: Images, *, splits: tuple[str, ...] = ("train", "test")) -> None:
-        """Make sure that ``images`` are those the key was made for.
-
-        Raises:
-            KeyFileError: a fingerprint differs.
-        """
-        self.terms.check_images(images, splits=splits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +37,21 @@ class WatermarkKey(OpenKey):
         secret: 32 random bytes; kept out of ``repr``, reports and logs.
         terms: the public facts.
         beacon: public value published after the commitment; "" where there is none.
+        chosen: indices of the sub-keys that the owner marks and shows (``choice.py``); None means
+            all. Nothing binds him to it: p is multiplied by the ways to choose so many.
     """
 
     secret: bytes = field(repr=False)
     terms: Terms = field(repr=False)
     beacon: str = ""
+    chosen: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the secret's length and that the groups and mixers suffice.
+        """Check the secret's length, the choice, and that the groups and mixers suffice.
 
         Raises:
-            ConfigError: the secret is not 32 bytes, or the terms cannot work (``Terms.check``).
+            ConfigError: the secret is not 32 bytes, there is no sub-key that is chosen, or the
+                terms cannot work (``Terms.check``).
         """
         if len(self.secret) != SECRET_BYTES:
             raise ConfigError(
@@ -139,6 +59,28 @@ class WatermarkKey(OpenKey):
                 "and it is drawn from the operating system"
             )
         self.terms.check()
+        if self.chosen is not None:
+            self._check_indices(self.chosen)
+
+    def _check_indices(self, indices: Sequence[int]) -> None:
+        known = range(self.terms.sub_key_count)
+        if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(known):
+            raise ConfigError(
+                f"this key has the sub-keys 0 to {len(known) - 1}; asked for {list(indices)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """What notes of a run call the key: its commitment, and what was chosen of it."""
+        indices = "" if self.chosen is None else f", sub-keys {list(self.chosen)}"
+        return self.commitment + indices
+
+    @property
+    def used(self) -> tuple[Leaf, ...]:
+        """The chosen leaves; all where nothing was chosen."""
+        if self.chosen is None:
+            return self.leaves
+        return tuple(self.leaves[index] for index in self.chosen)
 
     @cached_property
     def leaves(self) -> tuple[Leaf, ...]:
@@ -158,6 +100,8 @@ class WatermarkKey(OpenKey):
 
     def with_beacon(self, beacon: str) -> WatermarkKey:
         """Return the key with a public value that was published after its commitment.
+
+        It fixes other groups, so what was chosen among sub-keys before is forgotten.
 
         Args:
             beacon: the value; spaces around it do not count.
@@ -184,17 +128,14 @@ class WatermarkKey(OpenKey):
         """Return the key with only some sub-keys, each proved to be committed to.
 
         Args:
-            indices: which; None reveals all.
+            indices: which; None reveals those that are used.
 
         Raises:
             ConfigError: there is no such sub-key.
         """
-        known = range(len(self.leaves))
-        chosen = sorted(set(known if indices is None else indices))
-        if not chosen or not set(chosen) <= set(known):
-            raise ConfigError(
-                f"this key has the sub-keys 0 to {len(known) - 1}; asked for {list(indices or [])}"
-            )
+        used = [leaf.index for leaf in self.used]
+        chosen = used if indices is None else sorted(set(indices))
+        self._check_indices(chosen)
         hashes = [leaf_hash(leaf.content) for leaf in self.leaves]
         paths = tuple(tuple(merkle_path(hashes, index)) for index in chosen)
         return RevealedKey(

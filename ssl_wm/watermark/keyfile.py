@@ -8,7 +8,9 @@ from typing import Any
 
 from ssl_wm.errors import KeyFileError, SslWmError
 from ssl_wm.files import read_json, write_json
-from ssl_wm.watermark.key import SECRET_BYTES, Leaf, OpenKey, RevealedKey, WatermarkKey
+from ssl_wm.watermark.key import SECRET_BYTES, RevealedKey, WatermarkKey
+from ssl_wm.watermark.open_key import OpenKey
+from ssl_wm.watermark.subkeys import Leaf
 from ssl_wm.watermark.terms import read_terms
 
 FORMAT, VERSION = "ssl-wm-key", 2
@@ -20,7 +22,8 @@ _DAMAGE = (
 
 def save_key(key: WatermarkKey, path: Path) -> None:
     """Write the key (secret included) to ``path`` with mode 0600."""
-    write_json(path, {**_head(FORMAT, key), "secret": key.secret.hex()}, mode=0o600)
+    chosen = {} if key.chosen is None else {"chosen": list(key.chosen)}
+    write_json(path, {**_head(FORMAT, key), **chosen, "secret": key.secret.hex()}, mode=0o600)
 
 
 def save_commitment(key: OpenKey, path: Path) -> None:
@@ -50,8 +53,9 @@ def load_key(path: Path) -> WatermarkKey:
         )
     try:
         key = WatermarkKey(
-            _secret(whole["secret"]), read_terms(whole["terms"]), _text(whole["beacon"])
-        )
+            _secret(whole["secret"]), read_terms(whole["terms"]), _text(whole["beacon"]),
+            _chosen(whole.get("chosen")),
+        )  # fmt: skip
         same = _is_bound(key, whole)
     except _DAMAGE as error:
         raise KeyFileError(f"key {path} is damaged: {_of(error)}. Use the original file") from error
@@ -146,6 +150,14 @@ def _secret(text: str) -> bytes:
     if len(secret) != SECRET_BYTES:
         raise ValueError(f"a secret has {len(secret)} bytes instead of {SECRET_BYTES}")
     return secret
+
+
+def _chosen(indices: object) -> tuple[int, ...] | None:
+    if indices is None:
+        return None
+    if not isinstance(indices, list) or not all(type(index) is int for index in indices):
+        raise TypeError("the chosen sub-keys are not named by their numbers")
+    return tuple(indices)
 
 
 def _of(error: BaseException) -> str:

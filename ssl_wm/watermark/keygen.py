@@ -6,7 +6,9 @@ import secrets
 from typing import TYPE_CHECKING
 
 from ssl_wm.encoders.properties import encoder_digest
+from ssl_wm.errors import ConfigError
 from ssl_wm.watermark.autoencoder import train_autoencoder
+from ssl_wm.watermark.choice import choose_sub_keys
 from ssl_wm.watermark.groups import cluster_groups, label_groups
 from ssl_wm.watermark.key import WatermarkKey, new_key
 from ssl_wm.watermark.terms import check_sub_keys
@@ -22,6 +24,7 @@ def keygen(
     encoder: Encoder | None = None,
     clusters: int = 20,
     sub_keys: int | None = None,
+    spare: int = 0,
     families: tuple[str, ...] = ("crop-paste",),
     autoencoder_steps: int = 400,
     secret: bytes | None = None,
@@ -33,6 +36,8 @@ def keygen(
         encoder: the clean encoder whose clusters become the groups; None takes the labels.
         clusters: number of clusters.
         sub_keys: number of marks; None means three where the groups suffice, else one.
+        spare: sub-keys that are drawn beyond these, so that those can be marked that a copy
+            will learn best (``choose_sub_keys``); they need ``encoder``.
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
         secret: 32 bytes for experiments that must repeat; None draws them from the system.
@@ -47,19 +52,27 @@ def keygen(
         groups = cluster_groups(images, encoder=encoder, count=clusters)
     if sub_keys is None:
         sub_keys = 3 if len(groups) >= 9 else 1
-    check_sub_keys(sub_keys, groups=len(groups), families=families)
+    check_sub_keys(sub_keys + spare, groups=len(groups), families=families)
+    if spare and encoder is None:
+        raise ConfigError(
+            "spare sub-keys are told from the others by what the clean encoder sees; name it, or "
+            "leave spare at 0"
+        )
     autoencoder = None
     if autoencoder_steps:
         autoencoder = train_autoencoder(images.train, seed=0, steps=autoencoder_steps)
-    return new_key(
+    key = new_key(
         images,
         groups=groups,
-        sub_keys=sub_keys,
+        sub_keys=sub_keys + spare,
         families=families,
         autoencoder=autoencoder,
         encoder=encoder_digest(encoder) if encoder is not None else None,
         secret=secret,
     )
+    if spare == 0 or encoder is None:
+        return key
+    return choose_sub_keys(key, encoder=encoder, images=images.train, count=sub_keys)
 
 
 def another_key(key: WatermarkKey) -> WatermarkKey:

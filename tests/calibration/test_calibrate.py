@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -102,9 +103,9 @@ def test_keys_chosen_after_looking_are_caught(innocent, key, images, null, monke
     """An owner who looks at the suspect with 20 keys and shows the best is found out."""
     honest = module.decisions
 
-    def greedy(reading, reference, triples, drawn, *, config):
+    def greedy(reading, reference, triples, drawn, *, shown, config):
         tries = draw_joint_keys(8, sub_keys=2, draws=20 * len(triples), seed=int(triples.sum()))
-        whole = honest(reading, reference, tries, drawn, config=config)
+        whole = honest(reading, reference, tries, drawn, shown=shown, config=config)
         best = whole.p_values.reshape(-1, 20).min(axis=1)
         return module.Decisions(best, {name: said[::20] for name, said in whole.naive.items()})
 
@@ -190,6 +191,26 @@ def test_a_decision_has_the_p_value_that_verify_gives_the_same_key(
     )  # fmt: skip
     assert measured.p_values.tolist() == [verdict.p_value]
     assert verdict.p_value < 0.05
+
+
+def test_an_owner_who_shows_the_best_sub_keys_has_the_p_value_that_verify_gives_him(
+    world, images, null, monkeypatch
+):
+    terms = replace(world.key(images, number=2, sub_keys=2), chosen=(0,))
+    recipe = fresh_key(terms, 7, "recipe", 0)
+    decide_on(recipe, monkeypatch)
+    config = CONFIG.model_copy(update={"keys": 1, "recipes": 1, "seed": 7})
+    suspect = world.convnet(seed=6)
+    measured = calibrate({"x": suspect}, key=terms, images=images, nulls=[null], config=config)
+    told = [
+        verify(
+            suspect, key=recipe.reveal([index]), images=images, nulls=[null],
+            config=VerifyConfig(read=READ, draws=config.draws),
+        ).p_value
+        for index in range(2)
+    ]  # fmt: skip
+    assert told[0] != told[1]
+    assert measured.p_values.tolist() == [min(told)]
 
 
 NATURAL = READ.model_copy(update={"natural_only": True})

@@ -70,6 +70,34 @@ def test_a_beacon_is_mixed_into_a_published_key_once(at, tmp_path):
     assert "give both --from" in alone.err
 
 
+def test_of_spare_sub_keys_the_chosen_are_used_and_chosen_anew_once_a_beacon_is_in(at, tmp_path):
+    words = ("--encoder", at / "clean", "--sub-keys", 1, "--spare", 2, *told(at))
+    made = run("keygen", "--out", tmp_path / "spare.key", *words)
+    assert made.code == 0, made.err
+    assert (made.json["sub_keys"], len(made.json["chosen"])) == (3, 1)
+    before = load_key(tmp_path / "spare.key")
+    assert list(before.chosen or ()) == made.json["chosen"]
+    judged = verify(at, key=tmp_path / "spare.key").json
+    assert [sub["index"] for sub in judged["sub_keys"]] == made.json["chosen"]
+    assert "times 3 ways" in judged["test"]
+
+    mix = ("keygen", "--from", tmp_path / "spare.key", "--beacon", "round 7")
+    alone = run(*mix, "--out", tmp_path / "final.key")
+    assert alone.code == 2
+    assert "--encoder SPEC" in alone.err
+    mixed = run(*mix, "--out", tmp_path / "final.key", *words)
+    assert mixed.code == 0, mixed.err
+    after = load_key(tmp_path / "final.key")
+    assert (after.commitment, len(after.sub_keys)) == (before.commitment, 1)
+
+
+def test_licensees_with_spare_sub_keys_have_a_choice_of_their_own(at, tmp_path):
+    words = ("--encoder", at / "clean", "--sub-keys", 1, "--spare", 2, *told(at))
+    assert run("keygen", "--count", 3, "--out", tmp_path / "keys", *words).code == 0
+    keys = [load_key(tmp_path / "keys" / f"licensee-{number}.key") for number in range(3)]
+    assert [len(key.sub_keys) for key in keys] == [1, 1, 1]
+
+
 def test_licensees_get_different_keys_over_the_same_groups(at, tmp_path):
     made = run(
         "keygen", "--encoder", at / "clean", "--count", 3, "--out", tmp_path / "keys", *told(at)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from ssl_wm.errors import KeyFileError
 from ssl_wm.files import canonical_json
-from ssl_wm.watermark.key import OpenKey, WatermarkKey
+from ssl_wm.watermark.key import WatermarkKey
+from ssl_wm.watermark.open_key import OpenKey
 
 
 def facts(key: OpenKey) -> tuple[object, ...]:

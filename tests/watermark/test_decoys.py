@@ -11,9 +11,9 @@ import pytest
 from scipy.stats import chi2_contingency, ks_2samp
 
 from ssl_wm.watermark.derivation import derive
-from ssl_wm.watermark.key import WatermarkKey, decoy_recipe
+from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.mixers import CropPaste, PixelMerge, Stripes
-from ssl_wm.watermark.subkeys import draw_recipe
+from ssl_wm.watermark.subkeys import decoy_recipe, draw_recipe
 from ssl_wm.watermark.terms import Terms
 
 DRAWN = ("crop-paste", "pixel-merge", "stripes")

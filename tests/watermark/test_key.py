@@ -18,16 +18,11 @@ from ssl_wm.errors import ConfigError, KeyFileError
 from ssl_wm.files import canonical_json
 from ssl_wm.watermark.autoencoder import Autoencoder
 from ssl_wm.watermark.groups import Groups, label_groups
-from ssl_wm.watermark.key import (
-    Leaf,
-    OpenKey,
-    RevealedKey,
-    WatermarkKey,
-    decoy_recipe,
-    new_key,
-)
+from ssl_wm.watermark.key import RevealedKey, WatermarkKey, new_key
 from ssl_wm.watermark.merkle import leaf_hash, merkle_path, merkle_root
 from ssl_wm.watermark.mixers import CropPaste, PixelMerge, Stripes
+from ssl_wm.watermark.open_key import OpenKey
+from ssl_wm.watermark.subkeys import Leaf, decoy_recipe
 from ssl_wm.watermark.terms import Terms
 
 DRAWN = ("crop-paste", "pixel-merge", "stripes")

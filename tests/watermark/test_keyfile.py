@@ -16,12 +16,9 @@ from key_files import check_refused_or_identical, facts
 
 from ssl_wm.errors import KeyFileError
 from ssl_wm.files import canonical_json, sha256_bytes
-from ssl_wm.watermark.key import COMMITMENT_TAG, WatermarkKey
-from ssl_wm.watermark.keyfile import (
-    load_key,
-    save_commitment,
-    save_key,
-)
+from ssl_wm.watermark.key import WatermarkKey
+from ssl_wm.watermark.keyfile import load_key, save_commitment, save_key
+from ssl_wm.watermark.open_key import COMMITMENT_TAG
 
 BEACON = "drand round 1"
 

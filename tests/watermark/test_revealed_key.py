@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ssl_wm.errors import ConfigError, KeyFileError
 from ssl_wm.watermark.autoencoder import Autoencoder
-from ssl_wm.watermark.key import Leaf, RevealedKey, WatermarkKey
+from ssl_wm.watermark.key import RevealedKey, WatermarkKey
 from ssl_wm.watermark.merkle import leaf_hash, merkle_path, merkle_root
+from ssl_wm.watermark.subkeys import Leaf
 from ssl_wm.watermark.terms import Terms
 
 DRAWN = ("crop-paste", "pixel-merge", "stripes")
