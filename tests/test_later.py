@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ssl_wm.config import KeyConfig
 from ssl_wm.extraction.settings import StealConfig
 from ssl_wm.later import WithLater
 from ssl_wm.removal.given import RemovalConfig
@@ -13,6 +14,8 @@ from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 CHANGED = {
     FitConfig: {"compile": "graphs", "accumulate": 2},
     ReadConfig: {"natural_only": True, "space": "evened", "centring": "fitted"},
+    VerifyConfig: {"counted": 10},
+    KeyConfig: {"spare": 2},
     StealConfig: {"selection": "k-centre", "repeats": 3, "keep": "best", "denoise": True},
     RemovalConfig: {"distil": FitConfig(epochs=3), "distil_arch": "convnet-xs"},
 }

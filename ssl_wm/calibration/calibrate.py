@@ -66,8 +66,8 @@ class CalibrateConfig(BaseModel):
         keys: fresh keys tried on each encoder.
         recipes: fresh master secrets whose mixers and image pairs are rendered; each encoder
             is asked this many times, and the keys are shared out among them.
-        draws: random joint keys behind each p-value of several sub-keys (as in
-            ``VerifyConfig``, where more of them give a smaller least p).
+        draws: random joint keys behind each p-value of several sub-keys. No key is counted here
+            (``VerifyConfig.counted``): the shipped rule's p-values above 1e-5 are these plus 1e-5.
         confidence: of the intervals.
         resamples: of the naive bootstrap.
         seed: of all secrets.

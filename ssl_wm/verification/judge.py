@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ssl_wm.errors import VerificationError
 from ssl_wm.verification.centring import key_statistics, null_centred
+from ssl_wm.verification.counting import joint_keys, null_sample, rank_of_all
 from ssl_wm.verification.margins import contrasts
 from ssl_wm.verification.questions import count_queries
 from ssl_wm.verification.statistics import (
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.open_key import OpenKey
 
 Rates = list[dict[str, dict[str, object]]]
+SAMPLE = 20_000
+"""Random joint keys that a plot of the null shows."""
 
 
 def judge(
@@ -134,16 +136,34 @@ def _test_a1(
     else:
         tables = torch.stack([standardise(table) for table in statistics])
         joint = np.array([[sub.a, sub.b, sub.target] for sub in key.sub_keys])
-        p_value, sample = joint_p_value(tables, joint, draws=config.draws, seed=0)
-        fewest = twins ** len(subs) / math.perm(len(key.groups), joint.size)
-        smallest = max(1 / (1 + config.draws), fewest)
-        says = f"rank among {config.draws:,} random joint keys{of}"
-        test = TestResult("A1", p_value, smallest, says)
+        p_value, says, sample = _rank(tables, joint, config)
+        smallest = twins ** len(subs) / joint_keys(len(key.groups), sub_keys=len(subs))
+        if not config.counted:
+            smallest = max(1 / (1 + config.draws), smallest)
+        test = TestResult("A1", p_value, smallest, says + of)
         null = torch.from_numpy(sample)
         position = sum(
             float(tables[place][sub.a, sub.b, sub.target]) for place, sub in enumerate(key.sub_keys)
         )
     return test, null, position
+
+
+def _rank(tables: Tensor, joint: np.ndarray, config: VerifyConfig) -> tuple[float, str, np.ndarray]:
+    """Return p of a joint key, what it is, and a sample of its null.
+
+    Exact where the rank among all joint keys is told. Where it is not, p among random ones plus
+    the share of keys whose rank would have been: by the union bound p <= alpha then has a chance
+    of at most alpha over both cases together.
+    """
+    share = 0.0
+    if config.counted:
+        rank, share = rank_of_all(tables, joint, most=config.counted)
+        if rank is not None:
+            everyone = joint_keys(tables.shape[1], sub_keys=len(tables))
+            sample = null_sample(tables, draws=min(config.draws, SAMPLE))
+            return rank / everyone, f"rank among all {everyone:,} joint keys", sample
+    p_value, sample = joint_p_value(tables, joint, draws=config.draws, seed=0)
+    return min(1.0, p_value + share), f"rank among {config.draws:,} random joint keys", sample
 
 
 def _for_the_choice(test: TestResult, key: OpenKey) -> TestResult:

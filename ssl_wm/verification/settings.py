@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from ssl_wm.later import WithLater
 from ssl_wm.precision import Precision, settled
@@ -72,14 +72,17 @@ def refuse_natural_only(read: ReadConfig, *, what: str) -> None:
         raise ValueError(f"{what} by composites; leave read: natural_only: out")
 
 
-class VerifyConfig(BaseModel):
+class VerifyConfig(WithLater):
     """How a suspect is judged.
 
     Attributes:
         alpha: largest acceptable rate of false accusations, over all looks together.
         look: None where this key judges one suspect, once. Else 1 for its first use, 2 for its
             second, ...: the n-th may spend ``alpha * 6 / (pi n)^2``, and all sum to alpha.
-        draws: random joint keys behind the combined p-value of several sub-keys.
+        counted: joint keys that are looked at one by one, at most, to find how many of all fit as
+            well as the owner's (``counting.py``); 0 leaves that out.
+        draws: random joint keys behind the combined p-value of several sub-keys, where more fit
+            as well than could be counted.
         access: what the suspect answers: "embeddings", or "labels" (only the largest output
             of a classifier is used).
         max_queries: images that the suspect may be sent; None means no limit.
@@ -88,8 +91,11 @@ class VerifyConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    LATER: ClassVar[Mapping[str, Any]] = {"counted": 0}
+
     alpha: float = Field(0.01, gt=0, lt=1)
     look: int | None = Field(None, ge=1)
+    counted: int = Field(20_000_000, ge=0, le=1_000_000_000)
     draws: int = Field(9_999_999, ge=99, le=1_000_000_000)
     access: Literal["embeddings", "labels"] = "embeddings"
     max_queries: int | None = Field(None, ge=1)
@@ -103,4 +109,6 @@ class VerifyConfig(BaseModel):
             ValidationError: they are no such settings.
             KeyError, TypeError: they say nothing of what was read.
         """
-        return cls.model_validate({**told, "read": ReadConfig.as_written(told["read"])})
+        return cls.model_validate(
+            {**cls.LATER, **told, "read": ReadConfig.as_written(told["read"])}
+        )

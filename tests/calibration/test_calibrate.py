@@ -187,7 +187,7 @@ def test_a_decision_has_the_p_value_that_verify_gives_the_same_key(
     measured = calibrate({"x": suspect}, key=terms, images=images, nulls=nulls, config=config)
     verdict = verify(
         suspect, key=recipe, images=images, nulls=nulls,
-        config=VerifyConfig(read=READ, draws=config.draws),
+        config=VerifyConfig(read=READ, draws=config.draws, counted=0),
     )  # fmt: skip
     assert measured.p_values.tolist() == [verdict.p_value]
     assert verdict.p_value < 0.05
@@ -205,7 +205,7 @@ def test_an_owner_who_shows_the_best_sub_keys_has_the_p_value_that_verify_gives_
     told = [
         verify(
             suspect, key=recipe.reveal([index]), images=images, nulls=[null],
-            config=VerifyConfig(read=READ, draws=config.draws),
+            config=VerifyConfig(read=READ, draws=config.draws, counted=0),
         ).p_value
         for index in range(2)
     ]  # fmt: skip
@@ -229,7 +229,7 @@ def test_a_decision_by_natural_images_has_the_p_value_that_verify_gives(
     measured = calibrate({"x": suspect}, key=terms, images=images, nulls=nulls, config=config)
     verdict = verify(
         suspect, key=recipe, images=images, nulls=nulls,
-        config=VerifyConfig(read=read, draws=config.draws),
+        config=VerifyConfig(read=read, draws=config.draws, counted=0),
     )  # fmt: skip
     assert measured.p_values.tolist() == [verdict.p_value]
 

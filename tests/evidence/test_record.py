@@ -225,20 +225,27 @@ def test_a_bundle_is_sealed_once_and_only_around_its_answers(copy, sealed):
 
 
 @pytest.mark.parametrize(
-    ("name", "space", "sealed_as", "p_value"),
+    ("name", "space", "counted", "sealed_as", "p_value"),
     [
-        ("v1", "plain", "c3f37b8ffee60de312bf4747a2ef91f9a01b80b9630aa8e1f04197804b3deea9", 0.0018),
         (
-            "v1-evened-fitted", "evened",
+            "v1", "plain", 0,
+            "c3f37b8ffee60de312bf4747a2ef91f9a01b80b9630aa8e1f04197804b3deea9", 0.0018,
+        ),
+        (
+            "v1-evened-fitted", "evened", 0,
             "b978c16faff7ec7587d40b42efde384ae04163f7526b1b20597344933a50cf82", 0.0003,
+        ),
+        (
+            "v2", "evened", 20_000_000,
+            "249f46544f99e02fc6a47887f80f4ee56fed2f6d01a858948282b6c5b6a86561", 15 / 60_480,
         ),
     ],
 )  # fmt: skip
-def test_a_kept_bundle_verifies_for_ever(world, name, space, sealed_as, p_value):
+def test_a_kept_bundle_verifies_for_ever(world, name, space, counted, sealed_as, p_value):
     result = check(KEPT / name)
     assert result.problems == ()
     assert result.bundle.seal == sealed_as
-    assert result.bundle.config.read.space == space
+    assert (result.bundle.config.read.space, result.bundle.config.counted) == (space, counted)
     assert result.verdict.decision == result.stored["decision"] == "detected"
     assert result.verdict.p_value == pytest.approx(p_value)
     assert [sub.index for sub in result.verdict.sub_keys] == [0, 2]

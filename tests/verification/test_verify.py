@@ -96,7 +96,7 @@ def test_several_sub_keys_are_judged_together(world, clean, images):
     verdict = verify(marked, key=key, images=images, nulls=[clean], config=CONFIG)
     assert verdict.decision == "detected"
     assert verdict.p_value <= 0.001
-    assert verdict.test == "rank among 9,999 random joint keys"
+    assert verdict.test == "rank among all 20,160 joint keys"
     assert [sub.index for sub in verdict.sub_keys] == [0, 1]
     assert verdict.p_value < min(sub.p_value for sub in verdict.sub_keys)
     tables = [contrasts(read(encoder, key, images).tables) for encoder in (marked, clean)]
@@ -105,6 +105,9 @@ def test_several_sub_keys_are_judged_together(world, clean, images):
         float(standardise(centred[sub.index])[sub.a, sub.b, sub.target]) for sub in key.sub_keys
     )
     assert verdict.position == pytest.approx(expected)
+    drawn = VerifyConfig(read=READ, draws=9_999, counted=0)
+    verdict = verify(marked, key=key, images=images, nulls=[clean], config=drawn)
+    assert verdict.test == "rank among 9,999 random joint keys"
     beaten = (verdict.null.numpy() >= verdict.position - 1e-12).sum()
     assert verdict.p_value == pytest.approx((1 + beaten) / 10_000)
     innocent = verify(world.convnet(), key=key, images=images, nulls=[clean], config=CONFIG)
@@ -230,6 +233,9 @@ def test_the_smallest_p_value_is_bound_by_the_joint_keys_there_are(world, clean,
     assert verdict.decision == "inconclusive"
     larger = world.key(images, sub_keys=2)
     wide = verify(world.convnet(), key=larger, images=images, nulls=[clean], config=CONFIG)
+    assert wide.smallest_p == pytest.approx(1 / 20_160)
+    drawn = CONFIG.model_copy(update={"counted": 0})
+    wide = verify(world.convnet(), key=larger, images=images, nulls=[clean], config=drawn)
     assert wide.smallest_p == pytest.approx(1 / 10_000)
 
 

@@ -131,7 +131,7 @@ def test_p_is_multiplied_by_the_choices_that_the_owner_had(world, images, key):
     told = verify(marked, key=part, images=images, nulls=[clean], config=config)
     revealed = verify(marked, key=key.reveal([0, 2]), images=images, nulls=[clean], config=config)
     assert told.p_value == revealed.p_value
-    assert told.smallest_p == pytest.approx(3 / 1000)
+    assert told.smallest_p == pytest.approx(3 / 60_480)
     assert [sub.index for sub in told.sub_keys] == [0, 2]
     assert "times 3 ways" in told.test
 
