@@ -17,7 +17,7 @@ from ssl_wm.watermark.bend import Bend, BendImages, Prices, fit_bend
 from ssl_wm.watermark.neighbours import neighbours_lost
 
 if TYPE_CHECKING:
-    from ssl_wm.watermark.bend_space import BendSpaceConfig
+    from ssl_wm.watermark.bend_settings import BendSpaceConfig
 
 LOG = logging.getLogger(__name__)
 

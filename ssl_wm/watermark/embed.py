@@ -19,7 +19,8 @@ from ssl_wm.training.settings import FitConfig
 from ssl_wm.training.task import Batch, Task
 from ssl_wm.watermark.bad_encoder import BadEncoder, BadEncoderConfig
 from ssl_wm.watermark.batches import mark_batch
-from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
+from ssl_wm.watermark.bend_settings import BendSpaceConfig
+from ssl_wm.watermark.bend_space import BendSpace
 from ssl_wm.watermark.common_direction import CommonDirection, CommonDirectionConfig
 from ssl_wm.watermark.embedder import Embedder, found_by, keep_learned, learned_part, marked_at_once
 from ssl_wm.watermark.mea_defender import (

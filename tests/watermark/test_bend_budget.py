@@ -8,7 +8,7 @@ import torch
 from ssl_wm.watermark import bend_budget
 from ssl_wm.watermark.bend import BendImages
 from ssl_wm.watermark.bend_budget import AGAIN, TRIES, FittedBend, fit_within_budget
-from ssl_wm.watermark.bend_space import BendSpaceConfig
+from ssl_wm.watermark.bend_settings import BendSpaceConfig
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from ssl_wm.encoders.heads import Bent
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
 from ssl_wm.training.settings import FitConfig
 from ssl_wm.watermark import bend_budget
-from ssl_wm.watermark.bend_space import BendSpace, BendSpaceConfig
+from ssl_wm.watermark.bend_settings import BendSpaceConfig
+from ssl_wm.watermark.bend_space import BendSpace
 from ssl_wm.watermark.embed import WatermarkConfig, watermark
 
 
