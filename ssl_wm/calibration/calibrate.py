@@ -67,7 +67,8 @@ class CalibrateConfig(BaseModel):
         recipes: fresh master secrets whose mixers and image pairs are rendered; each encoder
             is asked this many times, and the keys are shared out among them.
         draws: random joint keys behind each p-value of several sub-keys. No key is counted here
-            (``VerifyConfig.counted``): the shipped rule's p-values above 1e-5 are these plus 1e-5.
+            (``VerifyConfig.counted``), so the shipped rule, which adds 1e-5 to p of random keys
+            where it counts, accuses no oftener.
         confidence: of the intervals.
         resamples: of the naive bootstrap.
         seed: of all secrets.

@@ -3,7 +3,7 @@
 Random joint keys can say no more than "one in so many million". But where the owner's key fits
 well, few joint keys of all fit as well, and they can be found: those whose first sub-key leaves
 enough for the best of the others, and so on down (branch and bound). The count gives the exact
-rank among all joint keys that there are, the same on every machine and with no draw in it.
+rank among all joint keys that there are, with no draw in it.
 """
 
 from __future__ import annotations

@@ -102,11 +102,6 @@ READ = ReadConfig(per_pair=8, recipes=0, reference=20, trigger_count=24, neighbo
 
 
 @pytest.fixture(scope="module")
-def images(world):
-    return world.images(groups=8)
-
-
-@pytest.fixture(scope="module")
 def key(world, images):
     return world.key(images, sub_keys=2)
 
