@@ -9,6 +9,7 @@ against alpha itself.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,18 +17,20 @@ import numpy as np
 
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import CONTROL, Cell, RobustnessConfig
-from ssl_wm.calibration.calibrate import key_p_values
+from ssl_wm.calibration.calibrate import best_choice_p_values
 from ssl_wm.calibration.fresh import fresh_triples, places_among
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.files import plain
-from ssl_wm.verification.answers import ask
+from ssl_wm.verification.answers import Answers, ask
 from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.judge import judge
+from ssl_wm.verification.once import once
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
-from ssl_wm.verification.statistics import draw_joint_keys, ways_to_reveal
+from ssl_wm.verification.statistics import draw_joint_keys
 from ssl_wm.verification.verdict import Verdict, decide
 from ssl_wm.verification.verify import affordable
+from ssl_wm.watermark.key import WatermarkKey
 
 Facts = dict[str, Any]
 FIRST = 0.1
@@ -54,7 +57,7 @@ class Judge:
         if config.confirm is not None:
             longer = config.verify.model_copy(update={"read": config.confirm})
             self.second = affordable(longer, opened.key)
-        self._known: dict[ReadConfig, list[Margins]] = {}
+        self._known: dict[tuple[ReadConfig, str], list[Margins]] = {}
 
     def __call__(self, encoder: Encoder, *, cell: Cell) -> Facts:
         """Return ``verdict`` and, of the control, ``fresh``; of a second reading ``second``.
@@ -91,44 +94,46 @@ class Judge:
     ) -> tuple[Facts, np.ndarray | None]:
         """Return the verdict of one reading and the p-values of the fresh keys (control only)."""
         key, read = self.opened.key, config.read
-        answers = ask(encoder, key, self.opened.images, config=read)
+        answers = once(ask(encoder, self._whole, self.opened.images, config=read))
         margins = read_margins(answers, key, config=read)
         rates = read_rates(answers, key, config=read)
-        nulls = self._nulls_for(cell.encoder, read)
+        nulls = self._nulls_for(cell.encoder, read, key)
         verdict = judge(margins, nulls=nulls, rates=rates, key=key, config=config, facts={})
         has_fresh = cell.encoder == CONTROL and self.control_keys
-        return _kept_of(verdict), self._fresh(cell, margins, nulls, read) if has_fresh else None
+        return _kept_of(verdict), self._fresh(cell, answers, read) if has_fresh else None
 
-    def _nulls_for(self, name: str, read: ReadConfig) -> list[Margins]:
+    def _nulls_for(self, name: str, read: ReadConfig, key: WatermarkKey) -> list[Margins]:
         """Return the nulls' margins; without an encoder's own where there are others."""
-        key, images = self.opened.key, self.opened.images
-        if read not in self._known:
-            self._known[read] = [
-                read_margins(ask(null, key, images, config=read), key, config=read)
+        if (read, key.name) not in self._known:
+            self._known[read, key.name] = [
+                read_margins(ask(null, key, self.opened.images, config=read), key, config=read)
                 for null in self.opened.nulls.values()
             ]
-        known = self._known[read]
+        known = self._known[read, key.name]
         encoder = {name: self.opened.encoders[name]}
         own = places_among(encoder, list(self.opened.nulls.values()))[name]
         if own is None or len(known) == 1:
             return known
         return [each for place, each in enumerate(known) if place != own]
 
-    def _fresh(
-        self, cell: Cell, margins: Margins, nulls: list[Margins], read: ReadConfig
-    ) -> np.ndarray:
-        key = self.opened.key
-        statistics = key_statistics(
-            margins.tables, [null.tables for null in nulls], centring=read.centring
-        )
+    def _fresh(self, cell: Cell, answers: Answers, read: ReadConfig) -> np.ndarray:
+        """Return p of fresh keys whose owners show the sub-keys that do best (``calibrate``)."""
+        key = self._whole
+        margins = read_margins(answers, key, config=read)
+        nulls = [null.tables for null in self._nulls_for(cell.encoder, read, key)]
+        statistics = key_statistics(margins.tables, nulls, centring=read.centring)
         triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
-        shown = len(key.sub_keys)
-        ways = ways_to_reveal(shown, key.terms.sub_key_count)
-        return ways * key_p_values(statistics, triples[:, :shown], drawn=self._drawn)
+        shown = len(self.opened.key.sub_keys)
+        return best_choice_p_values(statistics, triples, drawn=self._drawn, shown=shown)
+
+    @cached_property
+    def _whole(self) -> WatermarkKey:
+        """The owner's key with all its sub-keys, whatever was chosen of them."""
+        return replace(self.opened.key, chosen=None)
 
     @cached_property
     def _drawn(self) -> np.ndarray:
-        key, draws = self.opened.key, min(self.first.draws, MOST_DRAWS)
+        key, draws = self._whole, min(self.first.draws, MOST_DRAWS)
         return draw_joint_keys(len(key.groups), sub_keys=len(key.sub_keys), draws=draws, seed=0)
 
 

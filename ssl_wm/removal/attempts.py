@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.removal import distilling, finetune, inputs, outputs, weights
+from ssl_wm.removal import cutting, distilling, finetune, inputs, outputs, weights
 from ssl_wm.removal.given import Given
 
 Kind = Literal["weights", "training", "inputs", "outputs"]
@@ -59,8 +59,8 @@ class Removal:
     @property
     def wraps(self) -> bool:
         """Whether it leaves a wrapper around the encoder, which no architecture's name builds."""
-        around = (inputs.before, outputs.after)
-        return isinstance(self.run, partial) and self.run.func in around
+        run = self.run.func if isinstance(self.run, partial) else self.run
+        return run in (cutting.cut, inputs.before, outputs.after)
 
 
 WRT = "Lukas et al., IEEE S&P 2022 (Watermark Robustness Toolbox)"
@@ -106,6 +106,11 @@ REMOVALS: dict[str, Removal] = {
     "weight-noise": Removal(
         weights.noise_weights, "weights", "deviation, relative to the tensor's",
         (0.05, 0.1, 0.2, 0.4, 0.8), source=COMMON,
+    ),
+    "cut-layers": Removal(
+        cutting.cut, "weights", "layers dropped from the end", (1, 2, 3, 4), high=1000, whole=True,
+        source="Bordes et al., TMLR 2023 (guillotine regularisation)",
+        differs="one layer's input, averaged over its places; no training afterwards",
     ),
     "ssl": Removal(
         finetune.continue_ssl, "training", "peak learning rate", RATES, high=1, needs="images",

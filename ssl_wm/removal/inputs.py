@@ -98,8 +98,19 @@ def median(images: Tensor, *, strength: float, seed: int) -> Tensor:
     for part in images.split(at_once):
         framed = F.pad(part, [radius] * 4, mode="reflect")
         windows = framed.unfold(2, side, 1).unfold(3, side, 1).flatten(4)
-        parts.append(windows.median(dim=4).values)
+        parts.append(_middle(windows.detach()))
     return torch.cat(parts)
+
+
+def _middle(windows: Tensor) -> Tensor:
+    """Return the medians (...) of an odd number of values (..., n).
+
+    On the CPU numpy sorts short rows several times faster than torch finds their medians.
+    """
+    if windows.device.type != "cpu" or windows.dtype not in (torch.float32, torch.float64):
+        return windows.median(dim=-1).values
+    ordered = np.sort(windows.numpy(), axis=-1)
+    return torch.from_numpy(ordered[..., windows.shape[-1] // 2].copy())
 
 
 def jpeg(images: Tensor, *, strength: float, seed: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,12 @@ from ssl_wm.bench.robustness import RobustnessBench
 from ssl_wm.bench.robustness_judge import FIRST, Judge, concluded
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import CONTROL, UNTOUCHED, Cell, RobustnessConfig
+from ssl_wm.calibration.fresh import fresh_triples
 from ssl_wm.report.robustness import robustness_markdown, summary_lines
+from ssl_wm.verification.answers import ask
+from ssl_wm.verification.margins import contrasts
+from ssl_wm.verification.readings import read_margins
+from ssl_wm.verification.statistics import draw_joint_keys, standardise
 from ssl_wm.verification.verify import verify
 
 READ = {"per_pair": 8, "reference": 16, "trigger_count": 16, "recipes": 0}
@@ -116,6 +122,35 @@ def test_fresh_keys_on_the_control_are_judged_by_the_same_rule(opened):
     assert facts["second"]["fresh"] == {"keys": 400, "detected": int(either.sum())}
     assert concluded(facts, confirm=True)["fresh"] == facts["second"]["fresh"]
     assert concluded(facts, confirm=False)["fresh"] == facts["fresh"]
+
+
+def test_fresh_keys_with_spare_sub_keys_show_those_that_do_best_as_calibrate_has_it(world, opened):
+    images = world.images(groups=9)
+    whole = world.key(images, sub_keys=3)
+    spared = replace(opened, key=replace(whole, chosen=(0, 2)), images=images)
+    judge = Judge(config(control_keys=300, confirm=None), opened=spared)
+    cell, clean = Cell(CONTROL, UNTOUCHED), opened.encoders[CONTROL]
+    _, told = judge._read(clean, cell, judge.first)
+    tables = [
+        read_margins(
+            ask(each, whole, images, config=judge.first.read), whole, config=judge.first.read
+        )
+        for each in (clean, opened.nulls["other"])
+    ]
+    statistics = contrasts(tables[0].tables) - contrasts(tables[1].tables)
+    triples = fresh_triples(whole, cell.seed(judge.seed), "control", count=300)
+    drawn = draw_joint_keys(len(whole.groups), sub_keys=3, draws=judge.first.draws, seed=0)
+    units = [standardise(each).numpy() for each in statistics]
+    mine, null = (
+        np.stack([units[place][tuple(keys[:, place].T)] for place in range(3)])
+        for keys in (triples, drawn)
+    )
+    least = np.ones(300)
+    for shown in ([0, 1], [0, 2], [1, 2]):
+        sums = null[shown].sum(axis=0)
+        at_least = (sums[None] >= mine[shown].sum(axis=0)[:, None] - 1e-9).sum(axis=1)
+        least = np.minimum(least, (1 + at_least) / (1 + len(sums)))
+    assert told == pytest.approx(np.minimum(1.0, 3 * least))
 
 
 def test_a_run_without_confirm_is_continued_with_it_by_reading_the_misses_alone(
