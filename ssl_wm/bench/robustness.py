@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ssl_wm.bench.kept import kept
-from ssl_wm.bench.robustness_judge import Judge, concluded
+from ssl_wm.bench.robustness_judge import Judge, asked_of, concluded
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import (
     CONTROL,
@@ -29,6 +29,7 @@ from ssl_wm.bench.robustness_plan import (
     expand,
     missing_images,
 )
+from ssl_wm.bench.robustness_readings import keep_readings, kept_readings
 from ssl_wm.bench.robustness_rows import summary
 from ssl_wm.console import say
 from ssl_wm.data.sources import ImageSet
@@ -44,6 +45,8 @@ from ssl_wm.verification.probe import fit_probe
 from ssl_wm.versions import versions
 
 Facts = dict[str, Any]
+VERDICTS = ("judged", "verdict", "fresh", "second")
+"""What a cell says that follows from its readings."""
 
 
 class RobustnessBench:
@@ -82,8 +85,8 @@ class RobustnessBench:
         """
         done: dict[Cell, Facts] = {}
         for cell in self.cells:
-            facts = kept(cell.path(self.out), self.identity(cell))
-            if facts is not None and self.judge.is_final(facts):
+            facts = self._kept(cell)
+            if facts is not None:
                 done[cell] = facts
         for number, cell in enumerate(self.cells, start=1):
             is_new = cell not in done
@@ -98,6 +101,22 @@ class RobustnessBench:
                 if after is not None:
                     after(so_far)
         return self._write(done)
+
+    def _kept(self, cell: Cell) -> Facts | None:
+        """Return a finished cell, judged by today's settings; None where it has to be run."""
+        path = cell.path(self.out)
+        facts = kept(path, self.identity(cell))
+        if facts is None:
+            return None
+        if facts["judged"] == self.judge.settings:
+            return facts if self.judge.is_final(facts) else None
+        again = self.judge.again(cell, kept_readings(path, facts))
+        if again is None:
+            return None
+        rest = {name: facts[name] for name in facts if name not in VERDICTS}
+        facts = {**rest, **plain(again)}
+        write_json(path, facts)
+        return facts
 
     def _write(self, done: Mapping[Cell, Facts]) -> Facts:
         """Write and return the result of the cells so far."""
@@ -129,7 +148,7 @@ class RobustnessBench:
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
             "key": f"{opened.key.name}/{opened.key.beacon}",
             "nulls": [known_digest(null) or spec for spec, null in opened.nulls.items()],
-            "verify": self.judge.first.model_dump(mode="json"), "seed": config.seed,
+            "read": asked_of(self.judge.first.read), "seed": config.seed,
             "utility_limit": config.utility_limit, "neighbours": config.neighbours,
         }  # fmt: skip
 
@@ -163,7 +182,8 @@ class RobustnessBench:
         try:
             encoder = self._attempt(cell)
             seconds["attempt"] = time.perf_counter() - began
-            facts |= self.judge(encoder, cell=cell)
+            told, readings = self.judge(encoder, cell=cell)
+            facts |= told | keep_readings(cell.path(self.out), readings)
             seconds["verify"] = time.perf_counter() - began - sum(seconds.values())
             facts |= self._utility(encoder)
             seconds["utility"] = time.perf_counter() - began - sum(seconds.values())

@@ -5,10 +5,13 @@ A short reading makes hundreds of results affordable, and misses marks that are 
 readings are two chances to accuse, so they share alpha (Bonferroni): the first may spend ``FIRST``
 of it, the second the rest. Divided by its share, the p-value of the reading that decides is held
 against alpha itself.
+
+What was read is kept, so a result can be judged again, by other settings, without its encoder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -17,11 +20,12 @@ import numpy as np
 
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import CONTROL, Cell, RobustnessConfig
+from ssl_wm.bench.robustness_readings import Reading
 from ssl_wm.calibration.calibrate import best_choice_p_values
 from ssl_wm.calibration.fresh import fresh_triples, places_among
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.files import plain
-from ssl_wm.verification.answers import Answers, ask
+from ssl_wm.verification.answers import ask
 from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.judge import judge
 from ssl_wm.verification.once import once
@@ -35,6 +39,9 @@ from ssl_wm.watermark.key import WatermarkKey
 Facts = dict[str, Any]
 FIRST = 0.1
 """Share of alpha that the first of two readings may spend."""
+FIRST_NAME, SECOND_NAME = "first", "second"
+JUDGING = ("alpha", "look", "draws", "counted")
+"""Settings that judge and ask nothing; ``read.centring`` is one more."""
 MOST_DRAWS = 199_999
 """Random joint keys behind the p-values of the fresh keys on the control, at most."""
 
@@ -59,48 +66,84 @@ class Judge:
             self.second = affordable(longer, opened.key)
         self._known: dict[tuple[ReadConfig, str], list[Margins]] = {}
 
-    def __call__(self, encoder: Encoder, *, cell: Cell) -> Facts:
-        """Return ``verdict`` and, of the control, ``fresh``; of a second reading ``second``.
+    def __call__(self, encoder: Encoder, *, cell: Cell) -> tuple[Facts, dict[str, Reading]]:
+        """Ask ``encoder``; return what its readings come to, and the readings by name.
 
-        ``fresh`` counts the fresh random keys, drawn for this cell alone, that are found.
+        The facts are ``verdict`` and, of the control, ``fresh``, which counts the fresh random
+        keys, drawn for this cell alone, that are found; of a second reading ``second``; and
+        ``judged``, the settings that judged.
         """
-        verdict, fresh = self._read(encoder, cell, self.first)
-        facts: Facts = {"verdict": verdict}
-        alpha = verdict["alpha"]
-        if fresh is not None:
-            facts["fresh"] = _counted(fresh <= alpha)
-        if self.second is not None and self._wants_more(facts):
-            verdict, again = self._read(encoder, cell, self.second)
-            facts["second"] = {"read": self._read_facts(), "verdict": verdict}
-            if fresh is not None and again is not None:
-                either = (fresh <= FIRST * alpha) | (again <= (1 - FIRST) * alpha)
-                facts["second"]["fresh"] = _counted(either)
-        return facts
+        readings: dict[str, Reading] = {}
+
+        def asked(name: str) -> Reading:
+            readings[name] = self._ask(encoder, cell, self._config(name).read)
+            return readings[name]
+
+        return self._judged(cell, asked), readings
+
+    def again(self, cell: Cell, readings: Mapping[str, Reading]) -> Facts | None:
+        """Return the facts of ``readings`` by today's settings; None where another is wanted."""
+        try:
+            return self._judged(cell, readings.__getitem__)
+        except KeyError:
+            return None
 
     def is_final(self, facts: Facts) -> bool:
         """Return whether a kept cell was read as often, and as long, as the settings ask."""
         if self.second is None or not self._wants_more(facts):
             return True
-        return "second" in facts and facts["second"]["read"] == self._read_facts()
+        return "second" in facts and facts["second"]["read"] == asked_of(self.second.read)
+
+    @property
+    def settings(self) -> Facts:
+        """What judges and asks nothing: a cell that others judged can be judged again."""
+        told = {name: getattr(self.first, name) for name in JUDGING}
+        configs = [self.first] if self.second is None else [self.first, self.second]
+        facts = {**told, "centring": [each.read.centring for each in configs]}
+        return dict(plain(facts))
+
+    def _config(self, name: str) -> VerifyConfig:
+        return self.first if name == FIRST_NAME or self.second is None else self.second
+
+    def _judged(self, cell: Cell, reading_of: Callable[[str], Reading]) -> Facts:
+        verdict, fresh = self._read(reading_of(FIRST_NAME), cell, self.first)
+        facts: Facts = {"judged": self.settings, "verdict": verdict}
+        alpha = verdict["alpha"]
+        if fresh is not None:
+            facts["fresh"] = _counted(fresh <= alpha)
+        if self.second is not None and self._wants_more(facts):
+            verdict, again = self._read(reading_of(SECOND_NAME), cell, self.second)
+            facts["second"] = {"read": asked_of(self.second.read), "verdict": verdict}
+            if fresh is not None and again is not None:
+                either = (fresh <= FIRST * alpha) | (again <= (1 - FIRST) * alpha)
+                facts["second"]["fresh"] = _counted(either)
+        return facts
 
     def _wants_more(self, facts: Facts) -> bool:
         return "fresh" in facts or not _decides(facts["verdict"])
 
-    def _read_facts(self) -> Facts | None:
-        return None if self.second is None else dict(plain(self.second.read.model_dump()))
+    def _ask(self, encoder: Encoder, cell: Cell, read: ReadConfig) -> Reading:
+        key, whole = self.opened.key, self._whole
+        answers = once(ask(encoder, whole, self.opened.images, config=read))
+        margins = read_margins(answers, key, config=read)
+        more = self._tries_fresh(cell) and key.chosen is not None
+        tables = read_margins(answers, whole, config=read).tables if more else None
+        return Reading(margins, read_rates(answers, key, config=read), tables)
+
+    def _tries_fresh(self, cell: Cell) -> bool:
+        return cell.encoder == CONTROL and self.control_keys > 0
 
     def _read(
-        self, encoder: Encoder, cell: Cell, config: VerifyConfig
+        self, reading: Reading, cell: Cell, config: VerifyConfig
     ) -> tuple[Facts, np.ndarray | None]:
         """Return the verdict of one reading and the p-values of the fresh keys (control only)."""
-        key, read = self.opened.key, config.read
-        answers = once(ask(encoder, self._whole, self.opened.images, config=read))
-        margins = read_margins(answers, key, config=read)
-        rates = read_rates(answers, key, config=read)
-        nulls = self._nulls_for(cell.encoder, read, key)
-        verdict = judge(margins, nulls=nulls, rates=rates, key=key, config=config, facts={})
-        has_fresh = cell.encoder == CONTROL and self.control_keys
-        return _kept_of(verdict), self._fresh(cell, answers, read) if has_fresh else None
+        key = self.opened.key
+        nulls = self._nulls_for(cell.encoder, config.read, key)
+        verdict = judge(
+            reading.margins, nulls=nulls, rates=reading.rates, key=key, config=config, facts={}
+        )
+        fresh = self._fresh(cell, reading, config.read) if self._tries_fresh(cell) else None
+        return _kept_of(verdict), fresh
 
     def _nulls_for(self, name: str, read: ReadConfig, key: WatermarkKey) -> list[Margins]:
         """Return the nulls' margins; without an encoder's own where there are others."""
@@ -116,12 +159,11 @@ class Judge:
             return known
         return [each for place, each in enumerate(known) if place != own]
 
-    def _fresh(self, cell: Cell, answers: Answers, read: ReadConfig) -> np.ndarray:
+    def _fresh(self, cell: Cell, reading: Reading, read: ReadConfig) -> np.ndarray:
         """Return p of fresh keys whose owners show the sub-keys that do best (``calibrate``)."""
         key = self._whole
-        margins = read_margins(answers, key, config=read)
         nulls = [null.tables for null in self._nulls_for(cell.encoder, read, key)]
-        statistics = key_statistics(margins.tables, nulls, centring=read.centring)
+        statistics = key_statistics(reading.all_tables, nulls, centring=read.centring)
         triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
         shown = len(self.opened.key.sub_keys)
         return best_choice_p_values(statistics, triples, drawn=self._drawn, shown=shown)
@@ -135,6 +177,12 @@ class Judge:
     def _drawn(self) -> np.ndarray:
         key, draws = self._whole, min(self.first.draws, MOST_DRAWS)
         return draw_joint_keys(len(key.groups), sub_keys=len(key.sub_keys), draws=draws, seed=0)
+
+
+def asked_of(read: ReadConfig) -> Facts:
+    """Return the settings of a reading that decide what is asked, as written in a cell."""
+    facts: Facts = plain(read.model_dump(mode="json"))
+    return {name: value for name, value in facts.items() if name != "centring"}
 
 
 def concluded(facts: Facts, *, confirm: bool) -> Facts:

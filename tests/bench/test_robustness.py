@@ -330,7 +330,7 @@ def test_finished_cells_are_not_run_again_but_failed_ones_are(finished, opened, 
         ({"seed": 1}, "seed was 0, now 1"),
         ({"neighbours": 5}, "neighbours was 20, now 5"),
         ({"utility_limit": 50}, "utility_limit was 10000, now 50"),
-        ({"verify": {**VERIFY, "draws": 99}}, "verify.draws was 999, now 99"),
+        ({"verify": {**VERIFY, "read": {**VERIFY["read"], "reference": 9}}}, "read.reference was"),
     ],
 )
 def test_a_changed_setting_is_refused_by_name_before_anything_runs(

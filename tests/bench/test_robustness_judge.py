@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from ssl_wm.bench.robustness_judge import FIRST, Judge, concluded
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import CONTROL, UNTOUCHED, Cell, RobustnessConfig
 from ssl_wm.calibration.fresh import fresh_triples
+from ssl_wm.errors import ConfigError
 from ssl_wm.report.robustness import robustness_markdown, summary_lines
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.margins import contrasts
@@ -114,10 +116,11 @@ def test_fresh_keys_on_the_control_are_judged_by_the_same_rule(opened):
     judge = Judge(config(control_keys=400), opened=opened)
     cell, clean = Cell(CONTROL, UNTOUCHED), opened.encoders[CONTROL]
     (_, first), (_, second) = (
-        judge._read(clean, cell, each) for each in (judge.first, judge.second)
+        judge._read(judge._ask(clean, cell, each.read), cell, each)
+        for each in (judge.first, judge.second)
     )
     either = (first <= 0.1 * 0.01) | (second <= 0.9 * 0.01)
-    facts = judge(clean, cell=cell)
+    facts, _ = judge(clean, cell=cell)
     assert facts["fresh"] == {"keys": 400, "detected": int((first <= 0.01).sum())}
     assert facts["second"]["fresh"] == {"keys": 400, "detected": int(either.sum())}
     assert concluded(facts, confirm=True)["fresh"] == facts["second"]["fresh"]
@@ -130,7 +133,7 @@ def test_fresh_keys_with_spare_sub_keys_show_those_that_do_best_as_calibrate_has
     spared = replace(opened, key=replace(whole, chosen=(0, 2)), images=images)
     judge = Judge(config(control_keys=300, confirm=None), opened=spared)
     cell, clean = Cell(CONTROL, UNTOUCHED), opened.encoders[CONTROL]
-    _, told = judge._read(clean, cell, judge.first)
+    _, told = judge._read(judge._ask(clean, cell, judge.first.read), cell, judge.first)
     tables = [
         read_margins(
             ask(each, whole, images, config=judge.first.read), whole, config=judge.first.read
@@ -151,6 +154,34 @@ def test_fresh_keys_with_spare_sub_keys_show_those_that_do_best_as_calibrate_has
         at_least = (sums[None] >= mine[shown].sum(axis=0)[:, None] - 1e-9).sum(axis=1)
         least = np.minimum(least, (1 + at_least) / (1 + len(sums)))
     assert told == pytest.approx(np.minimum(1.0, 3 * least))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"draws": 4_999}, {"alpha": 0.02}, {"counted": 0}, {"read": {**READ, "centring": "fitted"}}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_by_other_settings_what_was_read_is_judged_again_and_no_encoder_is_asked(
+    changed, finished, opened, tmp_path, monkeypatch
+):
+    spared = {"verify": {"draws": 9_999, "read": READ, **changed}}
+    anew = RobustnessBench(config(**spared), opened=opened, out=tmp_path / "anew").run()
+    shutil.copytree(finished[0], tmp_path / "kept")
+    monkeypatch.setattr(bench, "remove", lambda *args, **kwargs: pytest.fail("ran"))
+    again = RobustnessBench(config(**spared), opened=opened, out=tmp_path / "kept").run()
+    assert again["left"] == 0
+    for one, two in zip(again["rows"], anew["rows"], strict=True):
+        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+    assert again["control"] == anew["control"]
+    assert again["untouched"].keys() == anew["untouched"].keys()
+
+
+def test_a_damaged_reading_is_named_not_judged(finished, opened, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "kept")
+    path = next((tmp_path / "kept" / "cells" / "victim").glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ConfigError, match=path.name):
+        RobustnessBench(config(), opened=opened, out=tmp_path / "kept").run()
 
 
 def test_a_run_without_confirm_is_continued_with_it_by_reading_the_misses_alone(
