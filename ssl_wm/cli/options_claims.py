@@ -55,7 +55,7 @@ CentringName = Annotated[
     typer.Option(
         "--centring", metavar="NAME", show_default=False,
         help="How what null encoders show too is taken off: their mean (the default), or fitted: "
-        "as much of each as explains the suspect best.",
+        "as much of each as explains the suspect best; unexplained: that, all keys in one unit.",
     ),
 ]  # fmt: skip
 MaxQueries = Annotated[

@@ -152,7 +152,7 @@ def _test(bundle: Bundle, verdict: Verdict) -> dict[str, str | bool]:
         "odds": count(odds),
         "natural_only": config.read.natural_only,
         "evened": config.read.space == "evened",
-        "fitted": config.read.centring == "fitted",
+        "fitted": config.read.centring != "mean",
         "answers": "labels only" if config.access == "labels" else "embeddings",
     }
 

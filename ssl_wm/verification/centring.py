@@ -18,7 +18,7 @@ PRIOR_WEIGHT = 4.0
 ENOUGH_NULLS = 4
 ZERO = 1e-12
 
-Centring = Literal["mean", "fitted"]
+Centring = Literal["mean", "fitted", "unexplained"]
 
 
 def key_statistics(tables: Tensor, nulls: Sequence[Tensor], *, centring: Centring) -> Tensor:
@@ -85,6 +85,23 @@ def null_fitted(tables: Tensor, nulls: Tensor) -> Tensor:
     return torch.stack([_fitted(tables[s], nulls[:, s]) for s in range(len(tables))])
 
 
+def unexplained(tables: Tensor, nulls: Tensor) -> Tensor:
+    """Return the r of ``null_fitted``, never divided: every key counts in the same unit.
+
+    A few nulls tell a key's own deviation badly, and a marked key whose composites washing moves
+    easily, which a copy learns easily too, is divided by most.
+
+    Args:
+        tables: (S, ...) statistics of the suspect, each table fitted by itself.
+        nulls: (m, S, ...) the same of the null encoders.
+
+    >>> suspect, nulls = torch.tensor([[4.0, 2.0, 1.0]]), torch.tensor([[[2.0, 1.0, 0.0]]])
+    >>> unexplained(suspect.double(), nulls.double()).tolist()
+    [[0.0, 0.0, 1.0]]
+    """
+    return torch.stack([_unexplained(tables[s], nulls[:, s]) for s in range(len(tables))])
+
+
 def _fitted(table: Tensor, nulls: Tensor) -> Tensor:
     left = _unexplained(table, nulls)
     if len(nulls) < ENOUGH_NULLS:
@@ -121,5 +138,6 @@ def _moderated(rests: Tensor, *, freedom: int) -> Tensor:
 CENTRINGS: dict[Centring, Callable[[Tensor, Tensor], Tensor]] = {
     "mean": null_centred,
     "fitted": null_fitted,
+    "unexplained": unexplained,
 }
 """How the null encoders are taken off, by name."""

@@ -29,7 +29,9 @@ class ReadConfig(WithLater):
             suspect's natural images weigh more alike (``encoders.space.evening``), or "plain", its
             own around its centre, as all did at first. WSR and WFPR are read in the plain one.
         centring: how what the null encoders show too is taken off (``centring.CENTRINGS``): their
-            "mean", or the "fitted" linear combination of them that explains most of the suspect.
+            "mean", or the "fitted" linear combination of them that explains most of the suspect;
+            both in units of the nulls' own deviation from four nulls on. "unexplained" is what
+            the combination leaves as it is, in one unit for all keys.
         precision: of the encoder's forward pass; "auto" is settled when the settings are read, as
             the faster one of this machine's CPU, so that a bundle says which it was.
     """

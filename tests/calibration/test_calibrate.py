@@ -216,7 +216,7 @@ def test_an_owner_who_shows_the_best_sub_keys_has_the_p_value_that_verify_gives_
 NATURAL = READ.model_copy(update={"natural_only": True})
 
 
-@pytest.mark.parametrize("centring", ["mean", "fitted"])
+@pytest.mark.parametrize("centring", ["mean", "fitted", "unexplained"])
 def test_a_decision_by_natural_images_has_the_p_value_that_verify_gives(
     world, images, null, centring, monkeypatch
 ):

@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_wm.verification.centring import CENTRINGS, centred, null_centred, null_fitted
+from ssl_wm.verification.centring import (
+    CENTRINGS,
+    centred,
+    null_centred,
+    null_fitted,
+    unexplained,
+)
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import rank_p_value
 from ssl_wm.verification.verify import verify
@@ -37,10 +43,12 @@ def rest_by_hand(table: np.ndarray, nulls: list[np.ndarray]) -> np.ndarray:
 @given(st.integers(0, 2**32), st.integers(1, 7))
 def test_the_fit_agrees_with_the_normal_equations_in_numpy(seed, count):
     suspect, *nulls = tables(seed, count=1 + count)
-    found = null_fitted(torch.from_numpy(suspect), torch.from_numpy(np.stack(nulls))).numpy()
+    both = torch.from_numpy(suspect), torch.from_numpy(np.stack(nulls))
+    found, undivided = null_fitted(*both).numpy(), unexplained(*both).numpy()
     for place in range(2):
         own = [null[place] for null in nulls]
         expected = rest_by_hand(suspect[place], own)
+        np.testing.assert_allclose(undivided[place], expected, atol=1e-9)
         if count >= 4:
             rests = [rest_by_hand(own[j], own[:j] + own[j + 1 :]) for j in range(count)]
             squares = sum(rest**2 for rest in rests)
@@ -114,7 +122,7 @@ def test_the_mean_is_the_default_and_verify_ranks_what_it_is_told(world):
         )
         told[name] = verify(suspect, key=key, images=images, nulls=[clean], config=config)
     assert {name: verdict.decision for name, verdict in told.items()} == {
-        "mean": "detected", "fitted": "detected",
+        "mean": "detected", "fitted": "detected", "unexplained": "detected",
     }  # fmt: skip
     assert told["mean"].sub_keys[0].statistic != told["fitted"].sub_keys[0].statistic
     assert told["mean"].tests[1] == told["fitted"].tests[1]  # recipes: always the mean
