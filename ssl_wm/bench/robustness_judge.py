@@ -46,6 +46,10 @@ MOST_DRAWS = 199_999
 """Random joint keys behind the p-values of the fresh keys on the control, at most."""
 
 
+class _NotReadError(Exception):
+    """A reading is wanted that was not kept."""
+
+
 class Judge:
     """Reads and judges results with the owner's key; every null encoder is read once a reading.
 
@@ -83,9 +87,16 @@ class Judge:
 
     def again(self, cell: Cell, readings: Mapping[str, Reading]) -> Facts | None:
         """Return the facts of ``readings`` by today's settings; None where another is wanted."""
+
+        def kept(name: str) -> Reading:
+            reading = readings.get(name)
+            if reading is None or reading.read != asked_of(self._config(name).read):
+                raise _NotReadError
+            return reading
+
         try:
-            return self._judged(cell, readings.__getitem__)
-        except KeyError:
+            return self._judged(cell, kept)
+        except _NotReadError:
             return None
 
     def is_final(self, facts: Facts) -> bool:
@@ -128,7 +139,7 @@ class Judge:
         margins = read_margins(answers, key, config=read)
         more = self._tries_fresh(cell) and key.chosen is not None
         tables = read_margins(answers, whole, config=read).tables if more else None
-        return Reading(margins, read_rates(answers, key, config=read), tables)
+        return Reading(asked_of(read), margins, read_rates(answers, key, config=read), tables)
 
     def _tries_fresh(self, cell: Cell) -> bool:
         return cell.encoder == CONTROL and self.control_keys > 0

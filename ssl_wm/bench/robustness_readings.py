@@ -23,12 +23,14 @@ class Reading:
     """One reading of a result.
 
     Attributes:
+        read: the settings that decided what was asked.
         margins: of the owner's sub-keys.
         rates: their WSR and WFPR.
         whole: (S, G, G, G) tables of all sub-keys that the key has, where fresh keys are tried
             and not all of them are used; else None.
     """
 
+    read: Facts
     margins: Margins
     rates: Rates
     whole: Tensor | None = None
@@ -49,8 +51,11 @@ def keep_readings(path: Path, readings: Mapping[str, Reading]) -> Facts:
             tensors[f"{name}/{WHOLE}"] = reading.whole
     data = pack_tensors(tensors)
     write_bytes(path.with_suffix(".safetensors"), data)
-    rates = {name: plain(reading.rates) for name, reading in readings.items()}
-    return {"tensors": sha256_bytes(data), "rates": rates}
+    told = {
+        name: {"read": reading.read, "rates": plain(reading.rates)}
+        for name, reading in readings.items()
+    }
+    return {"tensors": sha256_bytes(data), "readings": told}
 
 
 def kept_readings(path: Path, facts: Facts) -> dict[str, Reading]:
@@ -62,8 +67,9 @@ def kept_readings(path: Path, facts: Facts) -> dict[str, Reading]:
     tensors = read_tensors(path.with_suffix(".safetensors"), error=ConfigError)
     return {
         name: Reading(
+            told["read"],
             Margins(**{part.name: tensors[f"{name}/{part.name}"] for part in fields(Margins)}),
-            rates, tensors.get(f"{name}/{WHOLE}"),
+            told["rates"], tensors.get(f"{name}/{WHOLE}"),
         )
-        for name, rates in facts["rates"].items()
+        for name, told in facts["readings"].items()
     }  # fmt: skip

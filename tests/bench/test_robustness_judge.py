@@ -204,6 +204,9 @@ def test_a_run_without_confirm_is_continued_with_it_by_reading_the_misses_alone(
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
     back = RobustnessBench(config(confirm=None), opened=opened, out=tmp_path).run()
     assert [row["p_value"] for row in back["rows"]] == [row["p_value"] for row in short["rows"]]
+    monkeypatch.setattr(bench, "remove", lambda *args, **kwargs: pytest.fail("ran"))
+    once_more = RobustnessBench(config(), opened=opened, out=tmp_path).run()
+    assert once_more["rows"] == again["rows"]
 
 
 def test_a_second_reading_of_another_length_is_made_again(opened, tmp_path):
