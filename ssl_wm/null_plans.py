@@ -78,6 +78,7 @@ WASHES: tuple[Wash, ...] = (
     Wash("ssl", 1e-3),
     Wash("ftal", 1e-3),
     Wash("weight-shift", 1.5),
+    Wash("cut-layers", 1),
     Wash("ssl", 3e-4),
     Wash("ftal", 3e-4),
     Wash("weight-shift", 1.0),

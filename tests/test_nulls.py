@@ -157,18 +157,18 @@ def test_images_of_one_class_are_washed_without_labels(clean, images):
     one = replace(images.train, labels=torch.zeros(len(images.train), dtype=torch.int64))
     config = NullsConfig(count=20, retrained=0, washed=1)
     plans = plan_nulls(clean, config=config, pools={"": one})
-    assert {plan.wash[0].attempt for plan in plans} == {"ssl", "weight-shift"}
+    assert {plan.wash[0].attempt for plan in plans} == {"ssl", "weight-shift", "cut-layers"}
 
 
 def test_washed_nulls_are_the_clean_encoder_changed_and_go_on_where_they_stopped(
     clean, images, tmp_path, monkeypatch
 ):
-    config = NullsConfig(count=3, retrained=0, washed=1, wash=FIT)
+    config = NullsConfig(count=4, retrained=0, washed=1, wash=FIT)
     made = make_nulls(clean, images, config=config, out=tmp_path)
     digests = [fingerprint(folder) for folder in made]
-    assert len({*digests, encoder_digest(clean)}) == 4
+    assert len({*digests, encoder_digest(clean)}) == 5
     attempts = [load_encoder(folder).made["attempt"] for folder in made]
-    assert attempts == ["ssl", "ftal", "weight-shift"]
+    assert attempts == ["ssl", "ftal", "weight-shift", "cut-layers"]
     assert not list(tmp_path.rglob("training.ckpt"))
     monkeypatch.setattr(module, "remove", lambda *a, **k: pytest.fail("made again"))
     assert make_nulls(clean, images, config=config, out=tmp_path) == made

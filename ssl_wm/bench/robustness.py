@@ -35,7 +35,6 @@ from ssl_wm.console import say
 from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import OutputError, SslWmError, VerificationError
 from ssl_wm.files import plain, write_json
 from ssl_wm.removal.remove import REMOVALS, parts_of, remove
@@ -147,7 +146,6 @@ class RobustnessBench:
         return {
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},
             "key": f"{opened.key.name}/{opened.key.beacon}",
-            "nulls": [known_digest(null) or spec for spec, null in opened.nulls.items()],
             "read": asked_of(self.judge.first.read), "seed": config.seed,
             "utility_limit": config.utility_limit, "neighbours": config.neighbours,
         }  # fmt: skip

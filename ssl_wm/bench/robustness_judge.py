@@ -24,6 +24,7 @@ from ssl_wm.bench.robustness_readings import Reading
 from ssl_wm.calibration.calibrate import best_choice_p_values
 from ssl_wm.calibration.fresh import fresh_triples, places_among
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.properties import known_digest
 from ssl_wm.files import plain
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.centring import key_statistics
@@ -41,7 +42,7 @@ FIRST = 0.1
 """Share of alpha that the first of two readings may spend."""
 FIRST_NAME, SECOND_NAME = "first", "second"
 JUDGING = ("alpha", "look", "draws", "counted")
-"""Settings that judge and ask nothing; ``read.centring`` is one more."""
+"""Settings that judge and ask nothing; ``read.centring`` and the nulls do too."""
 MOST_DRAWS = 199_999
 """Random joint keys behind the p-values of the fresh keys on the control, at most."""
 
@@ -109,8 +110,9 @@ class Judge:
     def settings(self) -> Facts:
         """What judges and asks nothing: a cell that others judged can be judged again."""
         told = {name: getattr(self.first, name) for name in JUDGING}
+        nulls = [known_digest(null) or spec for spec, null in self.opened.nulls.items()]
         configs = [self.first] if self.second is None else [self.first, self.second]
-        facts = {**told, "centring": [each.read.centring for each in configs]}
+        facts = {**told, "nulls": nulls, "centring": [each.read.centring for each in configs]}
         return dict(plain(facts))
 
     def _config(self, name: str) -> VerifyConfig:

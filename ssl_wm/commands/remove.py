@@ -80,9 +80,9 @@ def _check_savable(encoder: Encoder, names: Sequence[str]) -> None:
     for name in names:
         if REMOVALS[name].wraps:
             raise ConfigError(
-                f"'{name}' leaves the weights as they are and puts something around the encoder "
-                "that no encoder spec names; measure it with ssl-wm bench robustness, or take "
-                "ssl_wm.remove in Python"
+                f"'{name}' leaves the weights as they are and puts a change of the "
+                f"{REMOVALS[name].kind} around the encoder, which no encoder spec names; measure "
+                "it with ssl-wm bench robustness, or take ssl_wm.remove in Python"
             )
     if encoder.arch == "custom" or not encoder.backbone.state_dict():
         raise ConfigError(

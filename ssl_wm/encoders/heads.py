@@ -1,12 +1,19 @@
-"""Heads behind a backbone: a linear projection (``arch+D``) or a residual network (``arch~H``)."""
+"""Heads behind a backbone, or its end cut off.
+
+A linear projection is ``arch+D``, a residual network ``arch~H``, the last N layers left out
+``arch^N``.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_wm.encoders.encoder import as_matrix
+from ssl_wm.errors import EncoderError
 
 
 class Projected(nn.Module):
@@ -53,3 +60,64 @@ class Bent(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             bent: Tensor = z + self.last(F.gelu(self.first(z)))
         return bent
+
+
+class Cut(nn.Module):
+    """A backbone that answers with the input of one of its layers, averaged over places.
+
+    Args:
+        backbone: module that ``Encoder`` takes; what is executed after the layer is not.
+        before: name of the layer among its modules.
+        dropped: how many layers that leaves out; among the weights, so that it is in the digest.
+    """
+
+    dropped: Tensor
+
+    def __init__(self, backbone: nn.Module, *, before: str, dropped: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.before = before
+        self.register_buffer("dropped", torch.tensor(dropped))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, D) for ``x`` (B, 3, H, W), D the channels that the layer takes.
+
+        Raises:
+            EncoderError: the layer is not reached, or what it takes is no map of the images.
+        """
+
+        def stop(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            raise _ReachedError(self, inputs[0])
+
+        hook = self.backbone.get_submodule(self.before).register_forward_pre_hook(stop)
+        try:
+            self.backbone(x)
+        except _ReachedError as reached:
+            if reached.by is not self:
+                raise
+            return pooled(reached.value, batch=len(x))
+        finally:
+            hook.remove()
+        raise EncoderError(f"the layer '{self.before}' was not reached, so nothing can be cut")
+
+
+def pooled(value: Tensor, *, batch: int) -> Tensor:
+    """Return what a layer takes as one vector for each image, (B, D).
+
+    Maps (B, D, h, w) and tokens (B, n, D) are averaged over their places.
+
+    Raises:
+        EncoderError: it is nothing of that kind.
+
+    >>> pooled(torch.ones(2, 5, 3), batch=2).shape, pooled(torch.ones(2, 3, 4, 4), batch=2).shape
+    (torch.Size([2, 3]), torch.Size([2, 3]))
+    """
+    return as_matrix(value.mean(dim=1) if value.ndim == 3 else value, batch=batch)
+
+
+class _ReachedError(Exception):
+    """The layer that somebody waits for was reached; carries what goes into it."""
+
+    def __init__(self, by: Cut, value: Tensor) -> None:
+        super().__init__()
+        self.by, self.value = by, value

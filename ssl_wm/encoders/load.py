@@ -7,7 +7,8 @@ A spec is one of
   random and nothing is downloaded; ``&size=N`` sets the input size;
 - one of our small backbones, ``convnet-s`` and friends, always random: ``convnet-s?seed=3``;
 - any of these with ``+D`` after its name, a linear projection to D: ``convnet-s+512``, or with
-  ``~H``, a residual network with H hidden units: ``convnet-s~512``;
+  ``~H``, a residual network with H hidden units: ``convnet-s~512``, or with ``^N``, without its
+  last N layers: ``convnet-s^1``;
 - a folder that ``save_encoder`` wrote;
 - a weights file with its architecture: ``run/last.pth?arch=timm/resnet18``;
 - the address of a service, ``http://host:8000#cache=answers`` (``remote.py``);

@@ -3,7 +3,8 @@
 An architecture name is ``convnet-s`` (any entry of ``BACKBONES``), ``timm/<name>``,
 ``torchvision/<name>`` or ``hf-hub:<id>``. With ``+D`` after it (``convnet-xs+256``) a trainable
 linear projection to D dimensions follows the backbone, with ``~H`` (``convnet-s~512``) a residual
-network with H hidden units. Options come after a question mark, joined by ``&``:
+network with H hidden units; with ``^N`` (``convnet-s^1``) its last N layers are left out. Options
+come after a question mark, joined by ``&``:
 
 - ``random``: random weights of seed 0, nothing is downloaded;
 - ``seed=N``: random weights of seed N;
@@ -25,7 +26,8 @@ from torch import nn
 
 from ssl_wm.encoders.backbones import BACKBONES
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
-from ssl_wm.encoders.heads import Bent, Projected
+from ssl_wm.encoders.heads import Bent, Cut, Projected
+from ssl_wm.encoders.layers import layers_of
 from ssl_wm.encoders.properties import one_line, width_of
 from ssl_wm.errors import EncoderError, choose
 from ssl_wm.rng import derive_seed
@@ -33,7 +35,7 @@ from ssl_wm.rng import derive_seed
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
 PREFIXES = ("timm/", "torchvision/", "hf-hub:")
 WIDEST = 65_536
-_HEADED = re.compile(r"(.+)([+~])([0-9]{1,9})")
+_HEADED = re.compile(r"(.+)([+~^])([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,36 @@ def with_bend(arch: str, hidden: int) -> str:
     ('convnet-xs+64~512', 'timm/resnet10t~512?size=64')
     """
     return _with_head(arch, f"~{hidden}")
+
+
+def with_cut(arch: str, dropped: int) -> str:
+    """Return the name of ``arch`` without its last layers.
+
+    >>> with_cut("convnet-xs~512", 2), with_cut("timm/resnet10t?size=64", 1)
+    ('convnet-xs~512^2', 'timm/resnet10t^1?size=64')
+    """
+    return _with_head(arch, f"^{dropped}")
+
+
+def cut_short(encoder: Encoder, *, dropped: int, side: int | None = None) -> Cut:
+    """Return the backbone of ``encoder`` without its last layers, convolutions or linear maps.
+
+    Args:
+        encoder: it stays as it is, and shares the weights.
+        dropped: number of layers.
+        side: side in pixels of images to find them with; None takes the encoder's own.
+
+    Raises:
+        EncoderError: it has no more layers than are dropped.
+    """
+    layers = layers_of(encoder, side=side)
+    if dropped >= len(layers):
+        raise EncoderError(
+            f"encoder '{encoder.arch}' has {len(layers)} layers, so at most {len(layers) - 1} can "
+            f"be dropped; got {dropped}"
+        )
+    names = {part: name for name, part in encoder.backbone.named_modules()}
+    return Cut(encoder.backbone, before=names[layers[-dropped].map], dropped=dropped)
 
 
 def _with_head(arch: str, head: str) -> str:
@@ -215,6 +247,8 @@ def _add_head(below: Encoder, *, kind: str, units: int, seed: int) -> tuple[nn.M
     name = f"{below.arch}{kind}{units}"
     if not 1 <= units <= WIDEST:
         raise EncoderError(f"the number after '{kind}' must be 1 to {WIDEST}; got '{name}'")
+    if kind == "^":
+        return cut_short(below, dropped=units), name
     width = width_of(below)
     stream = "projection" if kind == "+" else "bend"
     with torch.random.fork_rng(devices=[]):

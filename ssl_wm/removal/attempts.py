@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.removal import cutting, distilling, finetune, inputs, outputs, weights
+from ssl_wm.removal import distilling, finetune, inputs, outputs, weights
 from ssl_wm.removal.given import Given
 
 Kind = Literal["weights", "training", "inputs", "outputs"]
@@ -59,8 +59,8 @@ class Removal:
     @property
     def wraps(self) -> bool:
         """Whether it leaves a wrapper around the encoder, which no architecture's name builds."""
-        run = self.run.func if isinstance(self.run, partial) else self.run
-        return run in (cutting.cut, inputs.before, outputs.after)
+        around = (inputs.before, outputs.after)
+        return isinstance(self.run, partial) and self.run.func in around
 
 
 WRT = "Lukas et al., IEEE S&P 2022 (Watermark Robustness Toolbox)"
@@ -108,8 +108,8 @@ REMOVALS: dict[str, Removal] = {
         (0.05, 0.1, 0.2, 0.4, 0.8), source=COMMON,
     ),
     "cut-layers": Removal(
-        cutting.cut, "weights", "layers dropped from the end", (1, 2, 3, 4), high=1000, whole=True,
-        source="Bordes et al., TMLR 2023 (guillotine regularisation)",
+        weights.cut_layers, "weights", "layers dropped from the end", (1, 2, 3, 4), high=1000,
+        whole=True, source="Bordes et al., TMLR 2023 (guillotine regularisation)",
         differs="one layer's input, averaged over its places; no training afterwards",
     ),
     "ssl": Removal(

@@ -15,11 +15,11 @@ from torch import nn
 
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.layers import Layer, layers_of
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import EncoderError, choose
 from ssl_wm.removal.boundary import BoundaryTask, TurnedHead
 from ssl_wm.removal.given import Given
-from ssl_wm.removal.layers import Layer, layers_of
 from ssl_wm.removal.overwriting import OverwriteTask
 from ssl_wm.removal.tasks import BetweenTask, LabelTask, StillTask, class_numbers
 from ssl_wm.rng import derive_seed

@@ -11,10 +11,11 @@ from torch.nn.utils.prune import L1Unstructured, LnStructured
 
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.layers import Layer, convolutions_of
 from ssl_wm.encoders.properties import check_finite
+from ssl_wm.encoders.zoo import cut_short, with_cut
 from ssl_wm.errors import ConfigError
 from ssl_wm.removal.given import Given, weights_of
-from ssl_wm.removal.layers import Layer, convolutions_of
 from ssl_wm.rng import torch_stream
 
 FORMATS = {
@@ -172,3 +173,18 @@ def _silence(layer: Layer, gone: Tensor) -> None:
             value = getattr(part, name, None)
             if isinstance(value, nn.Parameter):
                 value[gone.to(value.device)] = 0
+
+
+def cut_layers(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
+    """Answer with what goes into the ``strength``-th last layer (Bordes et al., TMLR 2023).
+
+    It is averaged over its places or tokens, so that it is one vector for each image.
+
+    Raises:
+        EncoderError: the encoder has no more layers than are dropped.
+    """
+    dropped = int(strength)
+    backbone = cut_short(encoder, dropped=dropped, side=given.side(encoder))
+    arch = "custom" if encoder.arch == "custom" else with_cut(encoder.arch, dropped)
+    result = Encoder(backbone, arch=arch, preprocessing=encoder.preprocessing, made=encoder.made)
+    return result.to(encoder.mean.device).eval()

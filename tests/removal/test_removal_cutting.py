@@ -9,12 +9,11 @@ from torch import nn
 
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
-from ssl_wm.encoders.heads import Bent
-from ssl_wm.encoders.load import build_encoder
+from ssl_wm.encoders.heads import Bent, pooled
+from ssl_wm.encoders.layers import layers_of
+from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
 from ssl_wm.encoders.properties import encoder_digest
-from ssl_wm.errors import ConfigError
-from ssl_wm.removal.cutting import pooled
-from ssl_wm.removal.layers import layers_of
+from ssl_wm.errors import EncoderError
 from ssl_wm.removal.remove import RemovalConfig, remove
 from ssl_wm.training.settings import FitConfig
 
@@ -79,6 +78,18 @@ def test_two_cuts_of_one_encoder_have_two_digests():
     assert len({encoder_digest(each) for each in (encoder, *cut)}) == 3
 
 
+def test_a_cut_encoder_is_named_and_what_it_is_built_of_again(tmp_path):
+    encoder = build_encoder("convnet-xs~16", seed=0)
+    cut = remove(encoder, attempt="cut-layers", strength=3)
+    assert (cut.arch, build_encoder(cut.arch).arch) == ("convnet-xs~16^3", "convnet-xs~16^3")
+    twice = remove(cut, attempt="cut-layers", strength=1)
+    straight = remove(encoder, attempt="cut-layers", strength=4)
+    images = torch.rand(3, 3, 16, 16)
+    assert torch.equal(embed(twice, images), embed(straight, images))
+    save_encoder(cut, tmp_path)
+    assert torch.equal(embed(load_encoder(tmp_path), images), embed(cut, images))
+
+
 def test_tokens_are_averaged_too():
     tokens = torch.arange(24.0).view(2, 4, 3)
     torch.testing.assert_close(pooled(tokens, batch=2), tokens.mean(dim=1))
@@ -86,5 +97,5 @@ def test_tokens_are_averaged_too():
 
 @pytest.mark.parametrize("dropped", [2, 9])
 def test_an_encoder_keeps_at_least_one_layer(dropped):
-    with pytest.raises(ConfigError, match="at most 1 can be dropped"):
+    with pytest.raises(EncoderError, match="at most 1 can be dropped"):
         remove(two_convolutions()[0], attempt="cut-layers", strength=dropped)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ssl_wm.data.order import Place
 from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.layers import layers_of
 from ssl_wm.encoders.load import build_encoder, encoder_digest, load_encoder, save_encoder
 from ssl_wm.errors import ConfigError, DataError, EncoderError, TrainingError
 from ssl_wm.extraction.selection import clusters_of
@@ -23,7 +24,6 @@ from ssl_wm.removal.attempts import REMOVALS
 from ssl_wm.removal.boundary import STEP, BoundaryTask, TurnedHead, boundary_samples
 from ssl_wm.removal.composites import draw_masks, draw_partners, mixed_batch
 from ssl_wm.removal.given import Given, RemovalConfig, weights_of
-from ssl_wm.removal.layers import layers_of
 from ssl_wm.removal.overwriting import OverwriteTask
 from ssl_wm.removal.remove import forget, remove
 from ssl_wm.removal.tasks import BetweenTask, LabelTask

@@ -12,10 +12,10 @@ from torch import nn
 from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
+from ssl_wm.encoders.layers import layers_of
 from ssl_wm.encoders.load import build_encoder
 from ssl_wm.errors import ConfigError, EncoderError
 from ssl_wm.removal.given import Given, weights_of
-from ssl_wm.removal.layers import layers_of
 from ssl_wm.removal.remove import remove
 
 
