@@ -93,8 +93,8 @@ Attempt = Annotated[
         "--attempt", metavar="NAME",
         help="Of the weights: prune, prune-global, prune-channels, fine-prune, float, "
         "round-weights, weight-shift, weight-noise, cut-layers. By training: ssl, ftal, ftll, "
-        "rtal, rtll, decay, mixed-labels, mixed-features, overwrite, wrk, distil, transfer. Of the answers: "
-        "pca-leading, pca-trailing, rotate, permute, scale, narrow. Or several, joined by +.",
+        "rtal, rtll, decay, mixed-labels, mixed-features, overwrite, wrk, distil, transfer. Of the "
+        "answers: pca-leading, pca-trailing, rotate, permute, scale, narrow. Or some joined by +.",
     ),
 ]  # fmt: skip
 Strengths = Annotated[
