@@ -54,8 +54,7 @@ class KeyConfig(WithLater):
         groups: "labels", or "clusters" of the clean encoder's embeddings.
         clusters: number of clusters.
         sub_keys: number of marks; None means three where the groups suffice, else one.
-        spare: sub-keys drawn beyond these, so that those are marked that a copy will learn best;
-            None means as many as the clusters suffice for, at most two, and with labels none.
+        spare: sub-keys drawn beyond these, so that those are marked that a copy will learn best.
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
     """
@@ -66,7 +65,7 @@ class KeyConfig(WithLater):
     groups: Literal["labels", "clusters"] = "clusters"
     clusters: int = Field(20, ge=3)
     sub_keys: int | None = Field(None, ge=1)
-    spare: int | None = Field(None, ge=0)
+    spare: int = Field(0, ge=0)
     families: tuple[str, ...] = ("crop-paste",)
     autoencoder_steps: int = Field(400, ge=0)
 

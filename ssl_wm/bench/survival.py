@@ -29,7 +29,6 @@ from ssl_wm.extraction.steal import begun as surrogate_begun
 from ssl_wm.files import plain, read_json, write_json
 from ssl_wm.training.pretrain import begun as pretrain_begun
 from ssl_wm.versions import versions
-from ssl_wm.watermark.keygen import sub_key_counts
 from ssl_wm.watermark.terms import check_sub_keys
 
 ASKED, DONE = "asked.json", "cell.json"
@@ -146,12 +145,9 @@ class SurvivalBench:
         for _, thief in sorted({(each.shape, each.warm): each for each in thieves}.items()):
             surrogate_begun(config.theft(thief, run=0))
         classes = len(self.images.train.class_names)
-        clustered = config.key.groups == "clusters"
-        groups = config.key.clusters if clustered else classes
-        count, spare = sub_key_counts(
-            config.key.sub_keys, spare=config.key.spare, groups=groups, clustered=clustered
-        )
-        check_sub_keys(count + spare, groups=groups, families=config.key.families)
+        groups = config.key.clusters if config.key.groups == "clusters" else classes
+        count = config.key.sub_keys or (3 if groups >= 9 else 1)
+        check_sub_keys(count + config.key.spare, groups=groups, families=config.key.families)
 
     def _pool(self, spec: str) -> ImageSet:
         if spec == SAME:

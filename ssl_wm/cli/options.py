@@ -148,8 +148,7 @@ Spare = Annotated[
     typer.Option(
         "--spare", metavar="N", show_default=False,
         help="Draw N sub-keys more, and use those of all that a copy will learn best; p is "
-        "multiplied by the number of such choices. The default is 2, or what the clusters suffice "
-        "for; with --labels 0.",
+        "multiplied by the number of such choices. The default is 0.",
     ),
 ]  # fmt: skip
 Method = Annotated[

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
 
-MOST_SPARE = 2
-"""Sub-keys beyond those that are marked, at most, where nobody says how many."""
-
 
 def keygen(
     images: Images,
@@ -27,7 +24,7 @@ def keygen(
     encoder: Encoder | None = None,
     clusters: int = 20,
     sub_keys: int | None = None,
-    spare: int | None = None,
+    spare: int = 0,
     families: tuple[str, ...] = ("crop-paste",),
     autoencoder_steps: int = 400,
     secret: bytes | None = None,
@@ -40,8 +37,7 @@ def keygen(
         clusters: number of clusters.
         sub_keys: number of marks; None means three where the groups suffice, else one.
         spare: sub-keys that are drawn beyond these, so that those can be marked that a copy
-            will learn best (``choose_sub_keys``); they need ``encoder``. None means as many as
-            the groups suffice for, at most two, and with labels none.
+            will learn best (``choose_sub_keys``); they need ``encoder``.
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
         secret: 32 bytes for experiments that must repeat; None draws them from the system.
@@ -54,9 +50,8 @@ def keygen(
         groups = label_groups(images)
     else:
         groups = cluster_groups(images, encoder=encoder, count=clusters)
-    sub_keys, spare = sub_key_counts(
-        sub_keys, spare=spare, groups=len(groups), clustered=encoder is not None
-    )
+    if sub_keys is None:
+        sub_keys = 3 if len(groups) >= 9 else 1
     check_sub_keys(sub_keys + spare, groups=len(groups), families=families)
     if spare and encoder is None:
         raise ConfigError(
@@ -78,31 +73,6 @@ def keygen(
     if spare == 0 or encoder is None:
         return key
     return choose_sub_keys(key, encoder=encoder, images=images.train, count=sub_keys)
-
-
-def sub_key_counts(
-    sub_keys: int | None, *, spare: int | None, groups: int, clustered: bool
-) -> tuple[int, int]:
-    """Return how many sub-keys are marked, and how many more are drawn to choose them from.
-
-    Args:
-        sub_keys: number of marks; None means three where the groups suffice, else one.
-        spare: those beyond; None means as many as the groups suffice for, at most two.
-        groups: number of groups; a sub-key takes three.
-        clustered: whether they are clusters of the clean encoder's, by which to choose.
-
-    >>> sub_key_counts(None, spare=None, groups=20, clustered=True)
-    (3, 2)
-    >>> sub_key_counts(None, spare=None, groups=12, clustered=True)
-    (3, 1)
-    >>> sub_key_counts(None, spare=None, groups=10, clustered=False)
-    (3, 0)
-    """
-    if sub_keys is None:
-        sub_keys = 3 if groups >= 9 else 1
-    if spare is None:
-        spare = min(MOST_SPARE, max(0, groups // 3 - sub_keys)) if clustered else 0
-    return sub_keys, spare
 
 
 def another_key(key: WatermarkKey) -> WatermarkKey:

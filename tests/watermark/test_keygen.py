@@ -44,16 +44,6 @@ def test_three_sub_keys_are_taken_where_the_groups_suffice(world, groups, sub_ke
     assert len(keygen(world.images(groups=9), sub_keys=2, autoencoder_steps=0).sub_keys) == 2
 
 
-def test_clusters_that_suffice_give_a_spare_sub_key_unless_none_is_asked_for(world):
-    images = world.images(groups=9)
-    encoder = world.palette(images)
-    settings = {"encoder": encoder, "clusters": 9, "sub_keys": 2, "autoencoder_steps": 0}
-    key = keygen(images, **settings)
-    assert (key.terms.sub_key_count, len(key.sub_keys)) == (3, 2)
-    none = keygen(images, **settings, spare=0)
-    assert (none.terms.sub_key_count, none.chosen) == (2, None)
-
-
 def test_only_the_secret_differs_between_two_keys(world):
     images = world.images(groups=4)
     keys = []
