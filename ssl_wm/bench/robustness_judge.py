@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.judge import judge
 from ssl_wm.verification.once import once
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
-from ssl_wm.verification.settings import ReadConfig, VerifyConfig
+from ssl_wm.verification.settings import ReadConfig, SpaceName, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys
 from ssl_wm.verification.verdict import Verdict, decide
 from ssl_wm.verification.verify import affordable
@@ -42,7 +42,7 @@ FIRST = 0.1
 """Share of alpha that the first of two readings may spend."""
 FIRST_NAME, SECOND_NAME = "first", "second"
 JUDGING = ("alpha", "look", "draws", "counted")
-"""Settings that judge and ask nothing; ``read.centring`` and the nulls do too."""
+"""Settings that judge and ask nothing; the nulls, ``read.space`` and ``read.centring`` do too."""
 MOST_DRAWS = 199_999
 """Random joint keys behind the p-values of the fresh keys on the control, at most."""
 
@@ -112,7 +112,8 @@ class Judge:
         told = {name: getattr(self.first, name) for name in JUDGING}
         nulls = [known_digest(null) or spec for spec, null in self.opened.nulls.items()]
         configs = [self.first] if self.second is None else [self.first, self.second]
-        facts = {**told, "nulls": nulls, "centring": [each.read.centring for each in configs]}
+        read = [(each.read.space, each.read.centring) for each in configs]
+        facts = {**told, "nulls": nulls, "read": read}
         return dict(plain(facts))
 
     def _config(self, name: str) -> VerifyConfig:
@@ -138,10 +139,15 @@ class Judge:
     def _ask(self, encoder: Encoder, cell: Cell, read: ReadConfig) -> Reading:
         key, whole = self.opened.key, self._whole
         answers = once(ask(encoder, whole, self.opened.images, config=read))
-        margins = read_margins(answers, key, config=read)
-        more = self._tries_fresh(cell) and key.chosen is not None
-        tables = read_margins(answers, whole, config=read).tables if more else None
-        return Reading(asked_of(read), margins, read_rates(answers, key, config=read), tables)
+        in_each = {name: read.model_copy(update={"space": name}) for name in get_args(SpaceName)}
+        margins = {name: read_margins(answers, key, config=each) for name, each in in_each.items()}
+        tables = {}
+        if self._tries_fresh(cell) and key.chosen is not None:
+            tables = {
+                name: read_margins(answers, whole, config=each).tables
+                for name, each in in_each.items()
+            }
+        return Reading(asked_of(read), read_rates(answers, key, config=read), margins, tables)
 
     def _tries_fresh(self, cell: Cell) -> bool:
         return cell.encoder == CONTROL and self.control_keys > 0
@@ -152,9 +158,8 @@ class Judge:
         """Return the verdict of one reading and the p-values of the fresh keys (control only)."""
         key = self.opened.key
         nulls = self._nulls_for(cell.encoder, config.read, key)
-        verdict = judge(
-            reading.margins, nulls=nulls, rates=reading.rates, key=key, config=config, facts={}
-        )
+        margins = reading.margins[config.read.space]
+        verdict = judge(margins, nulls=nulls, rates=reading.rates, key=key, config=config, facts={})
         fresh = self._fresh(cell, reading, config.read) if self._tries_fresh(cell) else None
         return _kept_of(verdict), fresh
 
@@ -176,7 +181,7 @@ class Judge:
         """Return p of fresh keys whose owners show the sub-keys that do best (``calibrate``)."""
         key = self._whole
         nulls = [null.tables for null in self._nulls_for(cell.encoder, read, key)]
-        statistics = key_statistics(reading.all_tables, nulls, centring=read.centring)
+        statistics = key_statistics(reading.all_tables(read.space), nulls, centring=read.centring)
         triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
         shown = len(self.opened.key.sub_keys)
         return best_choice_p_values(statistics, triples, drawn=self._drawn, shown=shown)
@@ -195,7 +200,7 @@ class Judge:
 def asked_of(read: ReadConfig) -> Facts:
     """Return the settings of a reading that decide what is asked, as written in a cell."""
     facts: Facts = plain(read.model_dump(mode="json"))
-    return {name: value for name, value in facts.items() if name != "centring"}
+    return {name: value for name, value in facts.items() if name not in ("space", "centring")}
 
 
 def concluded(facts: Facts, *, confirm: bool) -> Facts:

@@ -24,37 +24,39 @@ class Reading:
 
     Attributes:
         read: the settings that decided what was asked.
-        margins: of the owner's sub-keys.
-        rates: their WSR and WFPR.
-        whole: (S, G, G, G) tables of all sub-keys that the key has, where fresh keys are tried
-            and not all of them are used; else None.
+        rates: WSR and WFPR of the owner's sub-keys.
+        margins: of the owner's sub-keys, in each space by its name.
+        whole: (S, G, G, G) tables of all sub-keys that the key has, in each space, where fresh
+            keys are tried and not all of them are used; else empty.
     """
 
     read: Facts
-    margins: Margins
     rates: Rates
-    whole: Tensor | None = None
+    margins: Mapping[str, Margins]
+    whole: Mapping[str, Tensor]
 
-    @property
-    def all_tables(self) -> Tensor:
-        """Tables of all sub-keys of the key."""
-        return self.margins.tables if self.whole is None else self.whole
+    def all_tables(self, space: str) -> Tensor:
+        """Return the tables of all sub-keys of the key, in ``space``."""
+        return self.whole.get(space, self.margins[space].tables)
 
 
 def keep_readings(path: Path, readings: Mapping[str, Reading]) -> Facts:
     """Write the readings of the cell at ``path``, by name, beside it; return what to note there."""
     tensors: dict[str, Tensor] = {}
     for name, reading in readings.items():
-        for part in fields(Margins):
-            tensors[f"{name}/{part.name}"] = getattr(reading.margins, part.name)
-        if reading.whole is not None:
-            tensors[f"{name}/{WHOLE}"] = reading.whole
+        for space, margins in reading.margins.items():
+            for part in fields(Margins):
+                tensors[f"{name}/{space}/{part.name}"] = getattr(margins, part.name)
+        for space, whole in reading.whole.items():
+            tensors[f"{name}/{space}/{WHOLE}"] = whole
     data = pack_tensors(tensors)
     write_bytes(path.with_suffix(".safetensors"), data)
     told = {
-        name: {"read": reading.read, "rates": plain(reading.rates)}
+        name: {
+            "read": reading.read, "spaces": list(reading.margins), "rates": plain(reading.rates)
+        }
         for name, reading in readings.items()
-    }
+    }  # fmt: skip
     return {"tensors": sha256_bytes(data), "readings": told}
 
 
@@ -65,11 +67,19 @@ def kept_readings(path: Path, facts: Facts) -> dict[str, Reading]:
         ConfigError: their file is damaged.
     """
     tensors = read_tensors(path.with_suffix(".safetensors"), error=ConfigError)
+
+    def margins(where: str) -> Margins:
+        return Margins(**{part.name: tensors[f"{where}/{part.name}"] for part in fields(Margins)})
+
+    def whole(name: str, spaces: list[str]) -> dict[str, Tensor]:
+        places = {space: f"{name}/{space}/{WHOLE}" for space in spaces}
+        return {space: tensors[at] for space, at in places.items() if at in tensors}
+
     return {
         name: Reading(
-            told["read"],
-            Margins(**{part.name: tensors[f"{name}/{part.name}"] for part in fields(Margins)}),
-            told["rates"], tensors.get(f"{name}/{WHOLE}"),
+            told["read"], told["rates"],
+            {space: margins(f"{name}/{space}") for space in told["spaces"]},
+            whole(name, told["spaces"]),
         )
         for name, told in facts["readings"].items()
     }  # fmt: skip

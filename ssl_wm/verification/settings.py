@@ -11,6 +11,8 @@ from ssl_wm.later import WithLater
 from ssl_wm.precision import Precision, settled
 from ssl_wm.verification.centring import Centring
 
+SpaceName = Literal["plain", "evened"]
+
 
 class ReadConfig(WithLater):
     """How much is read.
@@ -49,7 +51,7 @@ class ReadConfig(WithLater):
     trigger_count: int = Field(1000, ge=8)
     neighbours: int = Field(20, ge=1)
     natural_only: bool = False
-    space: Literal["plain", "evened"] = "evened"
+    space: SpaceName = "evened"
     centring: Centring = "mean"
     precision: Precision = "float32"
 

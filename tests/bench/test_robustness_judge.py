@@ -158,9 +158,12 @@ def test_fresh_keys_with_spare_sub_keys_show_those_that_do_best_as_calibrate_has
 
 @pytest.mark.parametrize(
     "changed",
-    [{"draws": 4_999}, {"alpha": 0.02}, {"counted": 0}, {"read": {**READ, "centring": "fitted"}}],
-    ids=lambda changed: next(iter(changed)),
-)
+    [
+        {"draws": 4_999}, {"alpha": 0.02}, {"counted": 0}, {"read": {**READ, "space": "plain"}},
+        {"read": {**READ, "centring": "fitted"}},
+    ],
+    ids=["draws", "alpha", "counted", "space", "centring"],
+)  # fmt: skip
 def test_by_other_settings_what_was_read_is_judged_again_and_no_encoder_is_asked(
     changed, finished, opened, tmp_path, monkeypatch
 ):
