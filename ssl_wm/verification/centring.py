@@ -82,33 +82,29 @@ def null_fitted(tables: Tensor, nulls: Tensor) -> Tensor:
     >>> null_fitted(suspect.double(), nulls.double()).tolist()
     [[0.0, 0.0, 1.0]]
     """
-    return torch.stack([_fitted(tables[s], nulls[:, s]) for s in range(len(tables))])
+    left = unexplained(tables, nulls)
+    if len(nulls) < ENOUGH_NULLS:
+        return left
+    return left / torch.stack([_own_spread(nulls[:, s]) for s in range(len(tables))])
 
 
 def unexplained(tables: Tensor, nulls: Tensor) -> Tensor:
     """Return the r of ``null_fitted``, never divided: every key counts in the same unit.
 
-    A few nulls tell a key's own deviation badly, and a marked key whose composites washing moves
-    easily, which a copy learns easily too, is divided by most.
+    A few nulls tell a key's own deviation badly.
 
     Args:
         tables: (S, ...) statistics of the suspect, each table fitted by itself.
         nulls: (m, S, ...) the same of the null encoders.
-
-    >>> suspect, nulls = torch.tensor([[4.0, 2.0, 1.0]]), torch.tensor([[[2.0, 1.0, 0.0]]])
-    >>> unexplained(suspect.double(), nulls.double()).tolist()
-    [[0.0, 0.0, 1.0]]
     """
     return torch.stack([_unexplained(tables[s], nulls[:, s]) for s in range(len(tables))])
 
 
-def _fitted(table: Tensor, nulls: Tensor) -> Tensor:
-    left = _unexplained(table, nulls)
-    if len(nulls) < ENOUGH_NULLS:
-        return left
+def _own_spread(nulls: Tensor) -> Tensor:
+    """Return each key's deviation (...) over what the other nulls leave of each null (m, ...)."""
     others = [torch.cat([nulls[:j], nulls[j + 1 :]]) for j in range(len(nulls))]
     rests = torch.stack([_unexplained(n, o) for n, o in zip(nulls, others, strict=True)])
-    return left / _moderated(rests, freedom=len(nulls))
+    return _moderated(rests, freedom=len(nulls))
 
 
 def _unexplained(table: Tensor, nulls: Tensor) -> Tensor:

@@ -176,7 +176,21 @@ def test_by_other_settings_what_was_read_is_judged_again_and_no_encoder_is_asked
     for one, two in zip(again["rows"], anew["rows"], strict=True):
         assert {**one, "seconds": 0} == {**two, "seconds": 0}
     assert again["control"] == anew["control"]
-    assert again["untouched"].keys() == anew["untouched"].keys()
+    assert again["untouched"] == anew["untouched"]
+
+
+def test_by_other_nulls_what_was_read_is_judged_again(
+    world, finished, opened, tmp_path, monkeypatch
+):
+    more = replace(opened, nulls={**opened.nulls, "third": world.convnet(seed=2)})
+    settings = config(confirm=None)
+    anew = RobustnessBench(settings, opened=more, out=tmp_path / "anew").run()
+    shutil.copytree(finished[0], tmp_path / "kept")
+    monkeypatch.setattr(bench, "remove", lambda *args, **kwargs: pytest.fail("ran"))
+    again = RobustnessBench(settings, opened=more, out=tmp_path / "kept").run()
+    told, before = ([row["statistic"] for row in each["rows"]] for each in (again, finished[1]))
+    assert told == [row["statistic"] for row in anew["rows"]]
+    assert told != before
 
 
 def test_a_damaged_reading_is_named_not_judged(finished, opened, tmp_path):
