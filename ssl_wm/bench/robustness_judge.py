@@ -22,11 +22,12 @@ from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import CONTROL, Cell, RobustnessConfig
 from ssl_wm.bench.robustness_readings import Reading
 from ssl_wm.calibration.calibrate import best_choice_p_values
-from ssl_wm.calibration.fresh import fresh_triples, places_among
+from ssl_wm.calibration.fresh import fresh_keys, places_among
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.properties import known_digest
-from ssl_wm.files import plain
+from ssl_wm.files import canonical_json, plain
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.carried import Base, carried_statistics
 from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.judge import judge
 from ssl_wm.verification.once import once
@@ -34,7 +35,7 @@ from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import ReadConfig, SpaceName, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys
 from ssl_wm.verification.verdict import Verdict, decide
-from ssl_wm.verification.verify import affordable
+from ssl_wm.verification.verify import affordable, clean_base
 from ssl_wm.watermark.key import WatermarkKey
 
 Facts = dict[str, Any]
@@ -70,6 +71,7 @@ class Judge:
             longer = config.verify.model_copy(update={"read": config.confirm})
             self.second = affordable(longer, opened.key)
         self._known: dict[tuple[ReadConfig, str], list[Margins]] = {}
+        self._bases: dict[Any, Base | None] = {}
 
     def __call__(self, encoder: Encoder, *, cell: Cell) -> tuple[Facts, dict[str, Reading]]:
         """Ask ``encoder``; return what its readings come to, and the readings by name.
@@ -140,7 +142,11 @@ class Judge:
         key, whole = self.opened.key, self._whole
         answers = once(ask(encoder, whole, self.opened.images, config=read))
         in_each = {name: read.model_copy(update={"space": name}) for name in get_args(SpaceName)}
-        margins = {name: read_margins(answers, key, config=each) for name, each in in_each.items()}
+        base = self._base(read)
+        margins = {
+            name: read_margins(answers, key, config=each, base=base)
+            for name, each in in_each.items()
+        }
         tables = {}
         if self._tries_fresh(cell) and key.chosen is not None:
             tables = {
@@ -148,6 +154,17 @@ class Judge:
                 for name, each in in_each.items()
             }
         return Reading(asked_of(read), read_rates(answers, key, config=read), margins, tables)
+
+    def _base(self, read: ReadConfig) -> Base | None:
+        """Return what carriers are read against, asked for once a reading."""
+        name = canonical_json(asked_of(read))
+        if name not in self._bases:
+            nulls = list(self.opened.nulls.values())
+            config = self.first.model_copy(update={"read": read})
+            self._bases[name] = clean_base(
+                nulls, self.opened.key, self.opened.images, config=config
+            )
+        return self._bases[name]
 
     def _tries_fresh(self, cell: Cell) -> bool:
         return cell.encoder == CONTROL and self.control_keys > 0
@@ -167,9 +184,12 @@ class Judge:
         """Return the nulls' margins; without an encoder's own where there are others."""
         if (read, key.name) not in self._known:
             self._known[read, key.name] = [
-                read_margins(ask(null, key, self.opened.images, config=read), key, config=read)
+                read_margins(
+                    once(ask(null, key, self.opened.images, config=read)), key, config=read,
+                    base=self._base(read),
+                )
                 for null in self.opened.nulls.values()
-            ]
+            ]  # fmt: skip
         known = self._known[read, key.name]
         encoder = {name: self.opened.encoders[name]}
         own = places_among(encoder, list(self.opened.nulls.values()))[name]
@@ -180,11 +200,17 @@ class Judge:
     def _fresh(self, cell: Cell, reading: Reading, read: ReadConfig) -> np.ndarray:
         """Return p of fresh keys whose owners show the sub-keys that do best (``calibrate``)."""
         key = self._whole
-        nulls = [null.tables for null in self._nulls_for(cell.encoder, read, key)]
-        statistics = key_statistics(reading.all_tables(read.space), nulls, centring=read.centring)
-        triples = fresh_triples(key, cell.seed(self.seed), "control", count=self.control_keys)
-        shown = len(self.opened.key.sub_keys)
-        return best_choice_p_values(statistics, triples, drawn=self._drawn, shown=shown)
+        nulls = self._nulls_for(cell.encoder, read, key)
+        tables = [null.tables for null in nulls]
+        statistics = key_statistics(reading.all_tables(read.space), tables, centring=read.centring)
+        known = reading.margins[read.space].carried
+        tried = fresh_keys(
+            key, cell.seed(self.seed), "control", count=self.control_keys, carriers=len(known)
+        )
+        return best_choice_p_values(
+            statistics, tried, drawn=self._drawn, shown=len(self.opened.key.sub_keys),
+            carried=carried_statistics(known, [null.carried for null in nulls]),
+        )  # fmt: skip
 
     @cached_property
     def _whole(self) -> WatermarkKey:

@@ -3,7 +3,8 @@
 Every decision takes a key that was drawn afresh from a new master secret, after the encoders
 were made. Its groups come from the generator as shipped, its recipes from one of a few other
 fresh keys on the same terms (places and recipes of a key are independent draws, so this is a
-draw of the whole key as well), and its p-value is that of test A1 as shipped, to the last bit.
+draw of the whole key as well), and its p-value is that of the rule as shipped (test A1, with test C
+where carriers are read), to the last bit.
 Given the encoders, the recipes and the joint null's draws, all decisions are independent, so
 the number of accusations is a sum of independent coin flips and its exact binomial interval
 (Clopper and Pearson, 1934) holds; where the coins differ it is only wider than it need be. Each
@@ -26,10 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from ssl_wm.calibration.fresh import (
+    FreshKeys,
     Reading,
     Reference,
     fresh_key,
-    fresh_triples,
+    fresh_keys,
     places_among,
     read_all,
     read_nulls,
@@ -40,8 +42,14 @@ from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.console import say
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import VerificationError
+from ssl_wm.verification.carried import (
+    both,
+    carried_ranks,
+    carried_statistics,
+    rank_sum_tail,
+)
 from ssl_wm.verification.centring import key_statistics
-from ssl_wm.verification.settings import ReadConfig
+from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import (
     NOT_A_NUMBER,
     draw_joint_keys,
@@ -49,6 +57,7 @@ from ssl_wm.verification.statistics import (
     standardise,
     ways_to_reveal,
 )
+from ssl_wm.verification.verify import clean_base
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -123,7 +132,8 @@ def calibrate(
     own = _own_places(suspects, nulls)
     recipes = [fresh_key(key, config.seed, "recipe", number) for number in range(config.recipes)]
     settings = config.read.model_copy(update={"recipes": 0})
-    known = read_nulls(nulls, recipes, images, config=settings)
+    base = clean_base(nulls, key, images, config=VerifyConfig(read=settings))
+    known = read_nulls(nulls, recipes, images, config=settings, base=base)
     drawn = draw_joint_keys(
         len(key.groups), sub_keys=key.terms.sub_key_count, draws=config.draws, seed=0
     )
@@ -132,11 +142,12 @@ def calibrate(
     parts: list[Decisions] = []
     for number, (name, encoder) in enumerate(suspects.items()):
         say(f"calibrate: {name} ({number + 1} of {len(suspects)})")
-        readings = read_all(encoder, recipes, images, config=settings)
+        readings = read_all(encoder, recipes, images, config=settings, base=base)
         for place, (reading, reference) in enumerate(zip(readings, known, strict=True)):
-            triples = fresh_triples(key, config.seed, name, place, count=each)
+            carriers = len(reading.carried)
+            tried = fresh_keys(key, config.seed, name, place, count=each, carriers=carriers)
             others = without(reference, own[name], reading)
-            parts.append(decisions(reading, others, triples, drawn, shown=shown, config=config))
+            parts.append(decisions(reading, others, tried, drawn, shown=shown, config=config))
     return Calibration(
         alpha=config.alpha,
         confidence=config.confidence,
@@ -191,13 +202,13 @@ class Decisions:
 def decisions(
     reading: Reading,
     reference: Reference,
-    triples: np.ndarray,
+    tried: FreshKeys,
     drawn: np.ndarray,
     *,
     shown: int,
     config: CalibrateConfig,
 ) -> Decisions:
-    """Return what the shipped rule and the naive ones say of joint keys (K, S, 3).
+    """Return what the shipped rule and the naive ones say of fresh keys.
 
     Where fewer sub-keys are shown than a key has, the rule is told of the owner who looks at the
     suspect first and shows those that do best; the naive rules see the first ones.
@@ -205,44 +216,54 @@ def decisions(
     Args:
         reading: of the suspect.
         reference: of the null encoders.
-        triples: the joint keys to decide on.
+        tried: the keys to decide on.
         drawn: (draws, S, 3) joint keys behind the null.
         shown: sub-keys of a key that are shown, at most S.
         config: levels.
     """
     statistics = key_statistics(reading.tables, reference.tables, centring=config.read.centring)
-    p_values = best_choice_p_values(statistics, triples, drawn=drawn, shown=shown)
+    p_values = best_choice_p_values(
+        statistics, tried, drawn=drawn, shown=shown,
+        carried=carried_statistics(reading.carried, reference.carried),
+    )  # fmt: skip
     if reading.composites is None or reference.margins is None:
         return Decisions(p_values, {})
     away = reading.composites.margins - reference.margins / len(reference.tables)
     naive = naive_rules(
-        of_triples(away[:shown], triples[:, :shown]),
-        of_triples(reading.composites.nearest[:shown], triples[:, :shown]),
+        of_triples(away[:shown], tried.triples[:, :shown]),
+        of_triples(reading.composites.nearest[:shown], tried.triples[:, :shown]),
         alpha=config.alpha, resamples=config.resamples,
     )  # fmt: skip
     return Decisions(p_values, naive)
 
 
 def best_choice_p_values(
-    statistics: Tensor, triples: np.ndarray, *, drawn: np.ndarray, shown: int
+    statistics: Tensor, tried: FreshKeys, *, drawn: np.ndarray, shown: int, carried: Tensor
 ) -> np.ndarray:
-    """Return the p-values (K,) of joint keys of which the ``shown`` best sub-keys are shown.
+    """Return the p-values (K,) of keys of which the ``shown`` best sub-keys are shown.
 
     That is the least over all choices, times their number (``ways_to_reveal``), at most 1.
 
     Args:
         statistics: (S, G, G, G) null-centred contrasts.
-        triples: (K, S, 3) joint keys.
+        tried: the keys.
         drawn: (draws, S, 3) random joint keys.
         shown: at most S.
+        carried: (P,) statistics of all carriers; (0,) where they were not read.
 
     Raises:
         VerificationError: a statistic is NaN where there is such a key.
     """
     choices = [list(each) for each in combinations(range(len(statistics)), shown)]
     found = [
-        key_p_values(statistics[each], triples[:, each], drawn=drawn[:, each]) for each in choices
+        key_p_values(statistics[each], tried.triples[:, each], drawn=drawn[:, each])
+        for each in choices
     ]
+    if tried.carriers.shape[2]:
+        places = carried_ranks(carried, tried.carriers)
+        tail = rank_sum_tail(shown, count=len(carried))
+        sums = (places[:, each].sum(axis=(1, 2)) for each in choices)
+        found = [both(one, tail[total]) for one, total in zip(found, sums, strict=True)]
     ways = ways_to_reveal(shown, len(statistics))
     p_values: np.ndarray = np.minimum(1.0, ways * np.min(found, axis=0))
     return p_values

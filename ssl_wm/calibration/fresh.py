@@ -15,9 +15,11 @@ from ssl_wm.calibration.naive import all_margins
 from ssl_wm.console import say
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.verification.answers import ask
+from ssl_wm.verification.carried import Base
 from ssl_wm.verification.margins import directions
 from ssl_wm.verification.once import once, share_reference
 from ssl_wm.verification.readings import judged_space, read_margins
+from ssl_wm.watermark.carriers import own_carriers
 from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.triggers import ordered_pairs
 
@@ -49,10 +51,12 @@ class Reading:
     Attributes:
         tables: (S, G, G, G) margins of all keys.
         composites: what naive rules look at; None where natural images alone were asked.
+        carried: (P,) share of each carrier that the encoder knows; (0,) where that was not read.
     """
 
     tables: Tensor
     composites: Composites | None = field(repr=False)
+    carried: Tensor
 
 
 @dataclass
@@ -63,14 +67,17 @@ class Reference:
         tables: of each null encoder.
         margins: (S, P, n, G) sum over them of each composite's margins; None where natural images
             alone were asked.
+        carried: of each null encoder, the share of each carrier that it knows.
     """
 
     tables: list[Tensor]
     margins: Tensor | None
+    carried: list[Tensor]
 
     def add(self, reading: Reading) -> None:
         """Take up what the recipe key reads in one more null encoder."""
         self.tables.append(reading.tables)
+        self.carried.append(reading.carried)
         if reading.composites is not None:
             more = reading.composites.margins
             self.margins = more if self.margins is None else self.margins + more
@@ -82,25 +89,51 @@ def fresh_key(key: OpenKey, seed: int, *names: str | int) -> WatermarkKey:
     return WatermarkKey(hashlib.sha256(f"calibrate/{text}".encode()).digest(), key.terms)
 
 
-def fresh_triples(key: OpenKey, seed: int, *names: str | int, count: int) -> np.ndarray:
-    """Return the groups of ``count`` fresh keys on the terms of ``key``, (count, S, 3)."""
-    fresh = (fresh_key(key, seed, "key", *names, number) for number in range(count))
-    return np.array(
-        [[(sub.a, sub.b, sub.target) for sub in each.sub_keys] for each in fresh], dtype=np.int64
-    )
+@dataclass(frozen=True)
+class FreshKeys:
+    """What K fresh keys on the same terms stand for.
+
+    Attributes:
+        triples: (K, S, 3) groups of their sub-keys.
+        carriers: (K, S, EACH) their carriers' places among all; (K, S, 0) where there are none.
+    """
+
+    triples: np.ndarray
+    carriers: np.ndarray
+
+
+def fresh_keys(key: OpenKey, seed: int, *names: str | int, count: int, carriers: int) -> FreshKeys:
+    """Return ``count`` fresh keys on the terms of ``key``.
+
+    Args:
+        key: any key on these terms.
+        seed: of their secrets, together with ``names``.
+        names: what they are for.
+        count: K.
+        carriers: number of all carriers; 0 where they are not read.
+    """
+    sub_keys = [fresh_key(key, seed, "key", *names, place).sub_keys for place in range(count)]
+    triples = [[(sub.a, sub.b, sub.target) for sub in each] for each in sub_keys]
+    own = [own_carriers(each, count=carriers) for each in sub_keys]
+    return FreshKeys(np.array(triples, dtype=np.int64), np.array(own, dtype=np.int64))
 
 
 def read_all(
-    encoder: Encoder, recipes: Sequence[WatermarkKey], images: Images, *, config: ReadConfig
+    encoder: Encoder,
+    recipes: Sequence[WatermarkKey],
+    images: Images,
+    *,
+    config: ReadConfig,
+    base: Base | None,
 ) -> Iterator[Reading]:
     """Yield what each recipe key reads in ``encoder``; natural images are asked about once."""
     kept: dict[str, Tensor] = {}
     for key in recipes:
         asked = ask(encoder, key, images, config=config)
         answers = once(share_reference(asked, key, config=config, kept=kept))
-        tables = read_margins(answers, key, config=config).tables
-        alone = config.natural_only
-        yield Reading(tables, None if alone else read_composites(answers, key, config=config))
+        margins = read_margins(answers, key, config=config, base=base)
+        seen = None if config.natural_only else read_composites(answers, key, config=config)
+        yield Reading(margins.tables, seen, margins.carried)
 
 
 def read_composites(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Composites:
@@ -122,14 +155,17 @@ def read_nulls(
     images: Images,
     *,
     config: ReadConfig,
+    base: Base | None,
 ) -> list[Reference]:
     """Return what each recipe key reads in all null encoders together."""
     known: list[Reference] = []
     for number, encoder in enumerate(nulls):
         say(f"calibrate: null encoder {number + 1} of {len(nulls)}")
-        for place, reading in enumerate(read_all(encoder, recipes, images, config=config)):
+        for place, reading in enumerate(
+            read_all(encoder, recipes, images, config=config, base=base)
+        ):
             if place == len(known):
-                known.append(Reference([], None))
+                known.append(Reference([], None, []))
             known[place].add(reading)
     return known
 
@@ -159,7 +195,10 @@ def without(reference: Reference, place: int | None, reading: Reading) -> Refere
     """Return ``reference`` less the null encoder at ``place``, whose own ``reading`` this is."""
     if place is None:
         return reference
-    tables = [table for number, table in enumerate(reference.tables) if number != place]
+    tables, carried = (
+        [part for number, part in enumerate(parts) if number != place]
+        for parts in (reference.tables, reference.carried)
+    )
     if reference.margins is None or reading.composites is None:
-        return Reference(tables, None)
-    return Reference(tables, reference.margins - reading.composites.margins)
+        return Reference(tables, None, carried)
+    return Reference(tables, reference.margins - reading.composites.margins, carried)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,13 +16,14 @@ from torch import Tensor
 from ssl_wm.encoders.embeddings import BATCH, embed_batch
 from ssl_wm.encoders.properties import at_work, known_digest
 from ssl_wm.errors import SslWmError, VerificationError
-from ssl_wm.evidence.bundle import FACTS, NULLS, Bundle, answers_file, question_hash
+from ssl_wm.evidence.bundle import CLEAN, FACTS, NULLS, Bundle, answers_file, question_hash
 from ssl_wm.evidence.check import CheckResult, check
 from ssl_wm.evidence.manifest import DAMAGE, one_line
 from ssl_wm.rng import torch_stream
 from ssl_wm.verification.answers import as_labels, ask
+from ssl_wm.verification.carried import carried_shares
 from ssl_wm.verification.questions import REFERENCE, question_names, render
-from ssl_wm.verification.verify import read_nulls
+from ssl_wm.verification.verify import clean_base, read_nulls
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -163,13 +165,38 @@ def _other_margins(
             problems.append(f"{NULLS}: null encoder {number} at hand is none of the bundle's")
             continue
         place = number if own is None else named.index(own)
+        committed = bundle.key.terms.encoder
+        if place == (named.index(committed) if committed in named else 0):
+            problems += _other_base(bundle, encoder, images, limit)
         (margins,) = read_nulls(
-            [encoder], bundle.key, images, suspect=bundle.answer, config=bundle.config
+            [encoder], bundle.key, images, suspect=bundle.answer, config=bundle.config,
+            base=bundle.base,
+        )  # fmt: skip
+        stored = bundle.nulls[place]
+        apart = max(
+            float((one - other).abs().nan_to_num(0.0).max())
+            for one, other in ((margins.tables, stored.tables), (margins.carried, stored.carried))
+            if len(one)
         )
-        apart = float((margins.tables - bundle.nulls[place].tables).abs().nan_to_num(0.0).max())
         if apart > limit:
             problems.append(
                 f"{NULLS}: null encoder {place} gives other margins: {apart:.2g} apart, allowed "
                 f"{limit:.2g}"
             )
     return problems
+
+
+def _other_base(bundle: Bundle, clean: Encoder, images: Images, limit: float) -> list[str]:
+    """Compare what carriers were read against with what the clean encoder at hand answers."""
+    base = clean_base([clean], bundle.key, images, config=bundle.config)
+    if base is None or bundle.base is None:
+        return []
+    z = bundle.answer(REFERENCE)
+    now, stored = (carried_shares(z, each) for each in (base, bundle.base))
+    apart = float((now - stored).abs().max()) if now.shape == stored.shape else math.inf
+    if apart <= limit:
+        return []
+    return [
+        f"{CLEAN}: the clean encoder at hand answers otherwise: what the suspect knows of the "
+        f"carriers lies {apart:.2g} apart, allowed {limit:.2g}"
+    ]

@@ -7,6 +7,8 @@
 ``facts.json``          time, versions, hashes of images and encoders
 ``suspect-*``           the suspect's answers to each set of images, (N, D) float32
 ``nulls.safetensors``   what was read from each null encoder, float64
+``clean.safetensors``   what carriers are read against, where they are: the clean encoder's
+                        answers to the reference images, and its leading coordinates
 ``verdict.json``        the verdict, which all the rest yields again
 ======================  ==========================================================
 """
@@ -33,9 +35,11 @@ from ssl_wm.files import (
     write_json,
     write_tensors,
 )
-from ssl_wm.verification.questions import own_size, question_names, question_size, render
+from ssl_wm.verification.carried import Base
+from ssl_wm.verification.questions import REFERENCE, own_size, question_names, question_size, render
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import VerifyConfig
+from ssl_wm.watermark.carriers import AXES, Axes, axis_pairs
 from ssl_wm.watermark.keyfile import read_revealed, revealed_content
 
 if TYPE_CHECKING:
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.open_key import OpenKey
 
 VERDICT, KEY, SETTINGS, FACTS = "verdict.json", "key.json", "settings.json", "facts.json"
-NULLS = "nulls.safetensors"
+NULLS, CLEAN = "nulls.safetensors", "clean.safetensors"
 FACT_NAMES = ("made_at", "versions", "questions", "suspect", "nulls")
 
 
@@ -63,6 +67,7 @@ class Bundle:
         facts: when and with which versions it was made, hashes of images and encoders.
         verdict: the verdict that was stored.
         nulls: what was read from each null encoder.
+        base: what carriers are read against; None where they are not read.
     """
 
     folder: Path
@@ -72,6 +77,7 @@ class Bundle:
     facts: dict[str, Any]
     verdict: dict[str, Any]
     nulls: tuple[Margins, ...]
+    base: Base | None
 
     @property
     def seal(self) -> str:
@@ -107,7 +113,8 @@ def answers_file(name: str) -> str:
 def expected_files(key: OpenKey, config: VerifyConfig) -> set[str]:
     """Return the names of all files of a bundle but its manifest."""
     asked = question_names(key, config=config.read)
-    return {KEY, SETTINGS, FACTS, VERDICT, NULLS, *map(answers_file, asked)}
+    clean = {CLEAN} if config.reads_carriers else set()
+    return {KEY, SETTINGS, FACTS, VERDICT, NULLS, *clean, *map(answers_file, asked)}
 
 
 def recording(answers: Answers, folder: Path) -> Answers:
@@ -149,6 +156,7 @@ def seal(
     config: VerifyConfig,
     nulls: Sequence[Margins],
     facts: Mapping[str, Any],
+    base: Base | None = None,
 ) -> str:
     """Write the rest of a bundle around recorded answers, the manifest last; return the seal.
 
@@ -160,6 +168,7 @@ def seal(
         nulls: what was read from each null encoder.
         facts: "made_at" (UTC time), "versions", "questions" (SHA-256 by set), "suspect" (digest)
             and "nulls" (digests).
+        base: what carriers were read against, where they were.
 
     Raises:
         OutputError: something else is in the folder or cannot be written.
@@ -181,11 +190,14 @@ def seal(
     write_json(folder / SETTINGS, config.model_dump(mode="json"))
     write_json(folder / FACTS, {"images": key.fingerprints, **facts})
     write_json(folder / VERDICT, verdict.to_dict())
-    fields = ("tables", "own", "recipes")
+    parts = ("tables", "own", "recipes", *(("carried",) if base else ()))
     write_tensors(
         folder / NULLS,
-        {field: torch.stack([getattr(null, field) for null in nulls]) for field in fields},
+        {part: torch.stack([getattr(null, part) for null in nulls]) for part in parts},
     )
+    if base is not None:
+        tensors = {"z": base.z, "mean": base.axes.mean, "directions": base.axes.directions}
+        write_tensors(folder / CLEAN, tensors)
     return write_manifest(folder, expected_files(key, config))
 
 
@@ -220,14 +232,19 @@ def open_bundle(folder: Path) -> Bundle:
         config = VerifyConfig.as_written(content[SETTINGS])
     with naming(FACTS):
         facts = _checked_facts(content[FACTS], key, config)
+    base = None
+    with naming(CLEAN):
+        if config.reads_carriers:
+            base = _read_base(folder, key, config)
     with naming(NULLS):
-        nulls = _read_nulls(folder, key, config, count=len(facts["nulls"]))
+        carriers = 0 if base is None else len(axis_pairs(base.axes))
+        nulls = _read_nulls(folder, key, config, count=len(facts["nulls"]), carriers=carriers)
     with naming(MANIFEST):
         manifest = read_manifest(folder)
         strange = set(manifest["files"]) ^ expected_files(key, config)
         if strange:
             raise ValueError(f"{min(strange)!r} is missing from it, or no part of a bundle")
-    return Bundle(folder, manifest, key, config, facts, content[VERDICT], nulls)
+    return Bundle(folder, manifest, key, config, facts, content[VERDICT], nulls, base)
 
 
 def _checked_facts(facts: dict[str, Any], key: OpenKey, config: VerifyConfig) -> dict[str, Any]:
@@ -244,8 +261,24 @@ def _checked_facts(facts: dict[str, Any], key: OpenKey, config: VerifyConfig) ->
     return facts
 
 
+def _read_base(folder: Path, key: OpenKey, config: VerifyConfig) -> Base:
+    tensors = read_tensors(folder / CLEAN)
+    z, mean, directions = (tensors[name] for name in ("z", "mean", "directions"))
+    rows = question_size(REFERENCE, key, config=config.read)
+    width, count = directions.shape
+    shapes = {"z": (z, (rows, width)), "mean": (mean, (width,)), "directions": (directions, None)}
+    for name, (part, shape) in shapes.items():
+        if part.dtype != torch.float64 or (shape and tuple(part.shape) != shape):
+            raise ValueError(f"'{name}' is {part.dtype} {tuple(part.shape)}; expected {shape}")
+        if not bool(part.isfinite().all()):
+            raise ValueError(f"'{name}' holds numbers that are not finite")
+    if not 0 < count <= AXES:
+        raise ValueError(f"'directions' are {count}; expected 1 to {AXES}")
+    return Base(z, Axes(mean, directions))
+
+
 def _read_nulls(
-    folder: Path, key: OpenKey, config: VerifyConfig, *, count: int
+    folder: Path, key: OpenKey, config: VerifyConfig, *, count: int, carriers: int
 ) -> tuple[Margins, ...]:
     tensors = read_tensors(folder / NULLS)
     groups, subs, read = len(key.groups), len(key.sub_keys), config.read
@@ -255,6 +288,7 @@ def _read_nulls(
         "tables": (count, subs, groups, groups, groups),
         "own": (count, subs, own_size(key, config=read)),
         "recipes": (count, subs, read.decoy_recipes + 1),
+        **({"carried": (count, carriers)} if config.reads_carriers else {}),
     }
     for name, shape in shapes.items():
         part = tensors[name]
@@ -267,4 +301,6 @@ def _read_nulls(
             known = ((a != b) & (b != t) & (a != t)).expand(shape)
         if not torch.equal(part.isfinite(), known):
             raise ValueError(f"'{name}' is not a number where one is due, or the other way round")
-    return tuple(Margins(*(tensors[name][place] for name in shapes)) for place in range(count))
+    return tuple(
+        Margins(**{name: tensors[name][place] for name in shapes}) for place in range(count)
+    )

@@ -100,7 +100,7 @@ def recompute(bundle: Bundle) -> Verdict:
     """
     key, read = bundle.key, bundle.config.read
     return judge(
-        read_margins(bundle.answer, key, config=read),
+        read_margins(bundle.answer, key, config=read, base=bundle.base),
         nulls=bundle.nulls,
         rates=read_rates(bundle.answer, key, config=read),
         key=key,

@@ -19,9 +19,10 @@ from typing import Any
 from ssl_wm.errors import SslWmError, VerificationError
 from ssl_wm.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 
-FORMAT, VERSION = "ssl-wm-evidence", 2
-READ = (1, 2)
-"""Versions that are read. Settings of 1 know no counting of joint keys (``later.py``)."""
+FORMAT, VERSION = "ssl-wm-evidence", 3
+READ = (1, 2, 3)
+"""Versions that are read. Settings of 1 know no counting of joint keys, those of 2 no carriers
+(``later.py``)."""
 MANIFEST = "manifest.json"
 DAMAGE = (SslWmError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
           ValueError, OSError, MemoryError)  # fmt: skip
@@ -110,7 +111,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if content.get("format") != FORMAT or content.get("version") not in READ:
         raise VerificationError(
             f"format {content.get('format')!r}, version {content.get('version')!r}; this program "
-            f"reads {FORMAT}, versions {' and '.join(map(str, READ))}. Use the ssl-wm that made it"
+            f"reads {FORMAT}, versions {', '.join(map(str, READ))}. Use the ssl-wm that made it"
         )
     files = content.get("files")
     if set(content) != {"format", "version", "files", "seal"} or not isinstance(files, dict):

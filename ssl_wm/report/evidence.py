@@ -38,8 +38,13 @@ HEADLINES = {
 TESTS = {
     "A1": (
         "Would a random key fit as well?",
-        "The verdict rests on this test. It holds for every suspect that is independent of the "
-        "key, whatever it was trained on.",
+        "The verdict rests on this test, together with C where that was made. It holds for every "
+        "suspect that is independent of the key, whatever it was trained on.",
+    ),
+    "C": (
+        "Would random carriers be known as well?",
+        "Carriers are secret functions of natural images that the owner added to the answers. It "
+        "holds as A1 does, and the verdict rests on both together.",
     ),
     "A2": (
         "Would another recipe for the same groups fit as well?",

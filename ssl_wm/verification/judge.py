@@ -11,6 +11,13 @@ import torch
 from torch import Tensor
 
 from ssl_wm.errors import VerificationError
+from ssl_wm.verification.carried import (
+    both,
+    carried_p_value,
+    carried_ranks,
+    carried_statistics,
+    least_p_value,
+)
 from ssl_wm.verification.centring import key_statistics, null_centred
 from ssl_wm.verification.counting import joint_keys, null_sample, rank_of_all
 from ssl_wm.verification.margins import contrasts
@@ -26,6 +33,7 @@ from ssl_wm.verification.statistics import (
     ways_to_reveal,
 )
 from ssl_wm.verification.verdict import SubVerdict, TestResult, Verdict, decide
+from ssl_wm.watermark.carriers import EACH, own_carriers
 
 if TYPE_CHECKING:
     from ssl_wm.verification.readings import Margins
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     from ssl_wm.watermark.open_key import OpenKey
 
 Rates = list[dict[str, dict[str, object]]]
+NO_NULLS = "verify needs at least one null encoder: name the clean encoder with --null"
 SAMPLE = 20_000
 """Random joint keys that a plot of the null shows."""
 
@@ -52,17 +61,16 @@ def judge(
         VerificationError: there is no null encoder, or a margin is not a number.
     """
     if not nulls:
-        raise VerificationError(
-            "verify needs at least one null encoder: name the clean encoder with --null"
-        )
+        raise VerificationError(NO_NULLS)
     statistics = key_statistics(
         margins.tables, [null.tables for null in nulls], centring=config.read.centring
     )
     subs = _sub_verdicts(margins, nulls, rates, statistics, key)
     first, null, position = _test_a1(statistics, subs, key, config)
-    found = [first, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
+    carried, subs = _test_c(margins, nulls, subs, key)
+    found = [first, *carried, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
     tests = [_for_the_choice(test, key) for test in found]
-    main = tests[0]
+    main = _for_the_choice(_together([first, *carried]), key)
     alpha = config.alpha if config.look is None else alpha_of_look(config.alpha, config.look)
     decision, reason = decide(main.p_value, smallest=main.smallest_p, alpha=alpha)
     reader = None
@@ -184,6 +192,38 @@ def _test_a2(margins: Margins, nulls: Sequence[Margins]) -> list[TestResult]:
     p_value, smallest = recipe_p_value(apart)
     says = f"same groups, rank of the recipes among {recipes} random ones for each sub-key"
     return [TestResult("A2", p_value, smallest, says)]
+
+
+def _test_c(
+    margins: Margins, nulls: Sequence[Margins], subs: list[SubVerdict], key: OpenKey
+) -> tuple[list[TestResult], list[SubVerdict]]:
+    """Return the test on carriers, where they were read, and the sub-keys with their places."""
+    count = len(margins.carried)
+    own = own_carriers(key.sub_keys, count=count)
+    if not any(own):
+        return [], subs
+    statistics = carried_statistics(margins.carried, [null.carried for null in nulls])
+    ranks = carried_ranks(statistics, own)
+    smallest = least_p_value(len(subs), count=count)
+    says = f"rank sum of {EACH} carriers a sub-key among {count}, of natural images alone"
+    test = TestResult("C", carried_p_value(ranks, count=count), smallest, says)
+    return [test], [
+        replace(sub, carriers=tuple(places))
+        for sub, places in zip(subs, ranks.tolist(), strict=True)
+    ]
+
+
+def _together(tests: Sequence[TestResult]) -> TestResult:
+    """Return one test of all: Fisher's combination where there are two."""
+    if len(tests) == 1:
+        return tests[0]
+    one, other = tests
+    return TestResult(
+        f"{one.name}+{other.name}",
+        float(both(one.p_value, other.p_value)),
+        float(both(one.smallest_p, other.smallest_p)),
+        f"Fisher's combination of {one.name} ({one.says}) and {other.name} ({other.says})",
+    )
 
 
 def _test_b(margins: Margins, nulls: Sequence[Margins], key: OpenKey) -> TestResult:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ssl_wm.encoders.space import evening
+from ssl_wm.verification.carried import Base, carried_shares
 from ssl_wm.verification.knn import knn_predict
 from ssl_wm.verification.margins import (
     composite_margins,
@@ -58,11 +59,14 @@ class Margins:
             of their targets.
         recipes: (S, R + 1), contrast of each sub-key's groups under its own recipe (first) and
             under R decoy recipes.
+        carried: (P,), share of each carrier that the encoder knows (``carried.py``); (0,) where
+            that was not read.
     """
 
     tables: Tensor
     own: Tensor
     recipes: Tensor
+    carried: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
 
 def read_space(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Space:
@@ -73,13 +77,18 @@ def read_space(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Space:
     return Space(z, groups, centre, centres)
 
 
-def read_margins(answers: Answers, key: OpenKey, *, config: ReadConfig) -> Margins:
+def read_margins(
+    answers: Answers, key: OpenKey, *, config: ReadConfig, base: Base | None = None
+) -> Margins:
     """Return the margins of all keys and recipes, with composites of test images.
 
     The composites are shared between the key and its decoys: one pass over all ordered pairs
     of groups under a sub-key's mixer serves every (A, B, t). With ``natural_only`` nearness takes
-    the margins' place.
+    the margins' place. Carriers are read where ``base`` is given, what the clean encoder answers.
     """
+    if base is not None:
+        carried = carried_shares(answers(REFERENCE), base)
+        return replace(read_margins(answers, key, config=config), carried=carried)
     space, answers = judged_space(answers, key, config=config)
     if config.natural_only:
         return _read_nearness(space, key, count=own_size(key, config=config))

@@ -26,6 +26,8 @@ class SubVerdict:
         rank: 1 is the largest statistic.
         decoys: number of keys ranked, the key itself included.
         readers: WSR and WFPR with exact intervals, by reader.
+        carriers: place of each of its carriers among all, the last being the best known; none
+            where they were not read.
     """
 
     index: int
@@ -37,6 +39,7 @@ class SubVerdict:
     rank: int
     decoys: int
     readers: dict[str, dict[str, object]]
+    carriers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class TestResult:
     """One test.
 
     Attributes:
-        name: "A1", "A2" or "B".
+        name: "A1", "C", "A2" or "B".
         p_value: its p-value.
         smallest_p: the least that it can give.
         says: what the p-value is the probability of.
@@ -62,12 +65,14 @@ class Verdict:
 
     Attributes:
         decision: "detected", "not_detected" or "inconclusive".
-        p_value: chance that a key drawn at random does as well on this suspect (test A1).
+        p_value: chance that a key drawn at random does as well on this suspect: test A1, where
+            carriers were read together with test C.
         alpha: the decision's threshold (after the rule for repeated looks).
         smallest_p: the least p-value that the test can give (with few groups, by the number
             of joint keys there are).
         test: name of the test behind ``p_value``.
-        tests: A1, A2 (same groups, random recipe and pairs) and B (among null encoders).
+        tests: A1 (composites), C (carriers), A2 (same groups, random recipe and pairs) and B
+            (among null encoders).
         wsr: watermark success rate, mean over sub-keys, by ``reader``; None where natural images
             alone were asked.
         wfpr: watermark false-positive rate, likewise.

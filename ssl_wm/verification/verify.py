@@ -7,13 +7,17 @@ from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssl_wm.encoders.load import encoder_digest
-from ssl_wm.encoders.properties import known_digest
+from ssl_wm.encoders.properties import known_digest, tensor_bytes
+from ssl_wm.errors import VerificationError
+from ssl_wm.files import sha256_bytes
 from ssl_wm.verification.answers import Answers, as_labels, ask, through_labels
-from ssl_wm.verification.judge import judge
-from ssl_wm.verification.questions import within_budget
+from ssl_wm.verification.carried import Base
+from ssl_wm.verification.judge import NO_NULLS, judge
+from ssl_wm.verification.questions import REFERENCE, within_budget
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.verdict import Verdict
+from ssl_wm.watermark.carriers import axes_of
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -56,13 +60,34 @@ def verify(
     answers = ask(suspect, key, images, config=config.read)
     if config.access == "labels":
         answers = as_labels(answers)
-    known = read_nulls(nulls, key, images, suspect=answers, config=config, memory=memory)
+    base = clean_base(nulls, key, images, config=config)
+    known = read_nulls(nulls, key, images, suspect=answers, config=config, memory=memory, base=base)
     facts: dict[str, Any] = {
         "suspect": known_digest(suspect), "nulls": [known_digest(encoder) for encoder in nulls],
     }  # fmt: skip
     if key.terms.encoder not in (None, *facts["nulls"]):
         LOG.warning("the key commits to a clean encoder that is no null encoder here; ask for it")
-    return judge_answers(answers, nulls=known, key=key, config=config, facts=facts)
+    return judge_answers(answers, nulls=known, key=key, config=config, facts=facts, base=base)
+
+
+def clean_base(
+    nulls: Sequence[Encoder], key: OpenKey, images: Images, *, config: VerifyConfig
+) -> Base | None:
+    """Return what carriers are read against: the clean encoder; None where they are not read.
+
+    It is the null encoder that the key commits to, or the first one where that is none of them.
+
+    Raises:
+        VerificationError: no null encoder was given.
+    """
+    if not nulls:
+        raise VerificationError(NO_NULLS)
+    if not config.reads_carriers:
+        return None
+    committed = [each for each in nulls if known_digest(each) == key.terms.encoder]
+    clean = committed[0] if key.terms.encoder and committed else nulls[0]
+    answers = ask(clean, key, images, config=config.read)
+    return Base(answers(REFERENCE).double(), axes_of(clean, images.train))
 
 
 def affordable(config: VerifyConfig, key: OpenKey) -> VerifyConfig:
@@ -83,6 +108,7 @@ def read_nulls(
     suspect: Answers,
     config: VerifyConfig,
     memory: MutableMapping[str, Margins] | None = None,
+    base: Base | None = None,
 ) -> list[Margins]:
     """Return each null encoder's margins; with labels alone, through the suspect's own labels."""
     read = []
@@ -92,7 +118,10 @@ def read_nulls(
             answers = through_labels(answers, suspect=suspect)
             read.append(read_margins(answers, key, config=config.read))
         else:
-            read.append(remembered(encoder, answers, key, config=config.read, memory=memory))
+            margins = remembered(
+                encoder, answers, key, config=config.read, memory=memory, base=base
+            )
+            read.append(margins)
     return read
 
 
@@ -103,18 +132,22 @@ def remembered(
     *,
     config: ReadConfig,
     memory: MutableMapping[str, Margins] | None,
+    base: Base | None = None,
 ) -> Margins:
     """Return the margins in ``answers`` of ``encoder``, read at most once.
 
-    ``memory`` holds them by encoder, key and settings. An encoder of arch "custom" is read anew
-    each time, since its digest leaves out its code.
+    ``memory`` holds them by encoder, key, settings and base. An encoder of arch
+    "custom" is read anew each time, since its digest leaves out its code.
     """
     if encoder.arch == "custom" or memory is None:
-        return read_margins(answers, key, config=config)
+        return read_margins(answers, key, config=config, base=base)
     revealed = [sub.index for sub in key.sub_keys]
-    name = f"{encoder_digest(encoder)}/{key.commitment}/{key.beacon}/{revealed}/{config!r}"
+    against = None if base is None else sha256_bytes(bytes(tensor_bytes(base.z)))
+    name = (
+        f"{encoder_digest(encoder)}/{key.commitment}/{key.beacon}/{revealed}/{config!r}/{against}"
+    )
     if name not in memory:
-        memory[name] = read_margins(answers, key, config=config)
+        memory[name] = read_margins(answers, key, config=config, base=base)
     return memory[name]
 
 
@@ -125,12 +158,13 @@ def judge_answers(
     key: OpenKey,
     config: VerifyConfig,
     facts: dict[str, Any],
+    base: Base | None = None,
 ) -> Verdict:
     """Return the verdict on a suspect that gave ``answers``.
 
     Raises:
         VerificationError: there is no null encoder, or a margin is not a number.
     """
-    margins = read_margins(answers, key, config=config.read)
+    margins = read_margins(answers, key, config=config.read, base=base)
     rates = read_rates(answers, key, config=config.read)
     return judge(margins, nulls=nulls, rates=rates, key=key, config=config, facts=facts)

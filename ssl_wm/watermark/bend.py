@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ssl_wm.encoders.heads import Bent
+from ssl_wm.watermark.carriers import Carriers
 from ssl_wm.watermark.losses import relative_error
 from ssl_wm.watermark.readers import discriminant_scores, neighbour_scores
 from ssl_wm.watermark.rehearsal import copied_moves
@@ -19,17 +20,24 @@ from ssl_wm.watermark.rehearsal import copied_moves
 class Bend(nn.Module):
     """``T(z) = z + s MLP((z - c) / s)`` with one hidden layer; the identity when new.
 
+    With carriers, their moves of z are added too; they are not trained.
+
     Args:
         centre: (D,) centre c of the space.
         scale: s; against the spread of a feature, how slowly T varies.
         hidden: width of the hidden layer.
         generator: draws the first layer (He et al., ICCV 2015); the last one starts at zero.
+        carriers: those of the key, or None.
     """
 
     centre: Tensor
 
-    def __init__(self, centre: Tensor, *, scale: float, hidden: int, generator: Generator) -> None:
+    def __init__(
+        self, centre: Tensor, *, scale: float, hidden: int, generator: Generator,
+        carriers: Carriers | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.carriers = carriers
         width = len(centre)
         self.register_buffer("centre", centre.float())
         self.scale = scale
@@ -43,21 +51,29 @@ class Bend(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             z = z.float()
             inner = F.gelu(F.linear((z - self.centre) / self.scale, self.first, self.bias))
-            return z + self.scale * F.linear(inner, self.last)
+            bent = z + self.scale * F.linear(inner, self.last)
+            return bent if self.carriers is None else bent + self.carriers(z)
+
+    @property
+    def units(self) -> int:
+        """Hidden units of the one layer that does all of it."""
+        return len(self.first) + (0 if self.carriers is None else len(self.carriers.first))
 
     def write_to(self, head: Bent) -> None:
-        """Give ``head`` (of the same width and hidden layer) the weights that make it this map.
+        """Give ``head`` (of the same width, with ``units``) the weights that make it this map.
 
-        ``A = W / s``, ``a = b - W c / s`` and ``B = s W'``, in float64.
+        ``A = W / s``, ``a = b - W c / s`` and ``B = s W'``, in float64, and the carriers' below.
         """
         first, last = self.first.detach().double() / self.scale, self.last.detach().double()
         offset = self.bias.detach().double() - first @ self.centre.double()
+        parts = [(first, offset, self.scale * last)]
+        if self.carriers is not None:
+            parts.append((self.carriers.first, self.carriers.bias, self.carriers.last))
+        inner, offsets, outer = zip(*parts, strict=True)
         with torch.no_grad():
-            for place, value in (
-                (head.first.weight, first), (head.first.bias, offset),
-                (head.last.weight, self.scale * last),
-            ):  # fmt: skip
-                place.copy_(value)
+            head.first.weight.copy_(torch.cat(inner))
+            head.first.bias.copy_(torch.cat(offsets))
+            head.last.weight.copy_(torch.cat(outer, dim=1))
 
 
 @dataclass(frozen=True)

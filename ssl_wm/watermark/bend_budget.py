@@ -14,6 +14,7 @@ from ssl_wm.console import progress, say
 from ssl_wm.encoders.space import group_centres
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.bend import Bend, BendImages, Prices, fit_bend
+from ssl_wm.watermark.carriers import Carriers
 from ssl_wm.watermark.neighbours import neighbours_lost
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class FittedBend:
 
 
 def fit_within_budget(
-    images: BendImages, *, seen: BendImages, labels: Tensor, config: BendSpaceConfig, stream: bytes
-) -> FittedBend:
+    images: BendImages, *, seen: BendImages, labels: Tensor, config: BendSpaceConfig, stream: bytes,
+    carriers: Carriers | None = None,
+) -> FittedBend:  # fmt: skip
     """Return the map at the least similarity_penalty tried whose cost is in the budget.
 
     The cost is that of leave-one-out kNN among up to ``JUDGED`` of the natural images. A map that
@@ -59,10 +61,11 @@ def fit_within_budget(
         labels: (N,) int64 what kNN is to read from the natural images.
         config: the prices, the budget and the length of the fit.
         stream: secret seed of the map's first weights and of its batches.
+        carriers: that the map adds besides; None where there are none.
     """
     penalty, budget = config.similarity_penalty, config.neighbours_budget
     generator = torch_stream(stream, "map")
-    bend = _identity(images, config, generator)
+    bend = _identity(images, config, generator, carriers)
     losses = _fit(bend, images, seen, config=config, penalty=penalty, generator=generator)
     if budget is None:
         return FittedBend(bend, {}, losses)
@@ -88,11 +91,14 @@ def fit_within_budget(
     return FittedBend(bend, found, losses)
 
 
-def _identity(images: BendImages, config: BendSpaceConfig, generator: Generator) -> Bend:
+def _identity(
+    images: BendImages, config: BendSpaceConfig, generator: Generator, carriers: Carriers | None
+) -> Bend:
     """Return the map that the first fit starts from."""
     centre, _ = group_centres(images.natural, images.groups, count=images.count)
     spread = float((images.variance / images.natural.shape[1]).sqrt())
-    return Bend(centre, scale=config.smoothness * spread, hidden=config.hidden, generator=generator)
+    scale = config.smoothness * spread
+    return Bend(centre, scale=scale, hidden=config.hidden, generator=generator, carriers=carriers)
 
 
 def _fit(

@@ -31,6 +31,8 @@ class BendSpaceConfig(BaseModel):
         rehearsed: share of the composites' terms that is read as a copy would answer, not as the
             marked encoder does (``rehearsal.py``); 0 leaves the rehearsal out.
         ridge: of the rehearsed copy; the larger, the less it learns of what few images show.
+        carried: how far the key's carriers (``carriers.py``) move natural images, root mean square
+            against their spread; 0 leaves them out.
         shadow: train a shadow thief (as ``fit`` says), in whose space the copy is rehearsed; else
             it is in the clean encoder's.
         shadow_arch: its architecture; None takes the encoder's own.
@@ -55,6 +57,7 @@ class BendSpaceConfig(BaseModel):
     pool: int = Field(1000, ge=1)
     rehearsed: float = Field(0.5, ge=0, le=1)
     ridge: float = Field(0.25, ge=1e-3)
+    carried: float = Field(0.3, ge=0)
     shadow: bool = False
     shadow_arch: str | None = None
     serve: Literal["head", "weights"] = "head"

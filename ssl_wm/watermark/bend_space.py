@@ -28,6 +28,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.bend import BendImages
 from ssl_wm.watermark.bend_budget import fit_within_budget
 from ssl_wm.watermark.bend_settings import BendSpaceConfig
+from ssl_wm.watermark.carriers import Carriers, axes_of, axis_pairs, own_carriers
 from ssl_wm.watermark.losses import relative_error
 from ssl_wm.watermark.triggers import composites, ordered_pairs
 
@@ -63,7 +64,7 @@ class BendSpace:
         labels = images.labels if len(images.labels.unique()) > 1 else fitted_to.groups
         fitted = fit_within_budget(
             fitted_to, seen=seen, labels=labels, config=config,
-            stream=key.sub_keys[0].derive("bend"),
+            stream=key.sub_keys[0].derive("bend"), carriers=self._carriers(images, key, fitted_to),
         )  # fmt: skip
         self.bend = fitted.bend.requires_grad_(False)
         self.found, self.terms = fitted.found, fitted.losses
@@ -72,6 +73,20 @@ class BendSpace:
         """Write the losses of the map's fit to ``map.jsonl`` in ``folder``, one line a step."""
         lines = (json.dumps({"step": place, **line}) for place, line in enumerate(self.terms, 1))
         write_text(folder / MAP_LOSSES, "".join(f"{line}\n" for line in lines))
+
+    def _carriers(
+        self, images: ImageSet, key: WatermarkKey, fitted_to: BendImages
+    ) -> Carriers | None:
+        """Return the carriers of the key's sub-keys; None where there are to be none."""
+        axes = axes_of(self.clean, images)
+        drawn = own_carriers(key.sub_keys, count=len(axis_pairs(axes)))
+        own = [place for places in drawn for place in places]
+        if not own or not self.config.carried:
+            return None
+        return Carriers(
+            axes, own, fitted_to.natural, strength=self.config.carried,
+            generator=torch_stream(key.sub_keys[0].derive("carriers"), "directions"),
+        )  # fmt: skip
 
     def _images(self, encoder: Encoder, images: ImageSet, key: WatermarkKey) -> BendImages:
         """Return what the map is fitted to as ``encoder`` embeds it: the same rows for each."""
@@ -131,11 +146,11 @@ class BendSpace:
             return None
         backbone = Bent(
             copy.deepcopy(self.clean.backbone), width=len(self.bend.centre),
-            hidden=self.config.hidden,
+            hidden=self.bend.units,
         )  # fmt: skip
         self.bend.write_to(backbone)
         custom = self.clean.arch == "custom"
-        arch = "custom" if custom else with_bend(self.clean.arch, self.config.hidden)
+        arch = "custom" if custom else with_bend(self.clean.arch, self.bend.units)
         return Encoder(backbone, arch=arch, preprocessing=self.clean.preprocessing)
 
     def losses(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:

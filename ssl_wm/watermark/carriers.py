@@ -1,0 +1,164 @@
+"""Carriers: secret functions of an image that are added to an encoder's answers.
+
+Spread-spectrum watermarking (Cox et al., IEEE TIP 1997) with functions of the image in place of
+frequencies. A carrier is a smooth product of two leading principal coordinates of the clean
+encoder's space. No linear map of the clean answers gives it, so an encoder that was trained on
+other answers has little of it beyond them; a copy had to learn the owner's, and since its last
+layer alone cannot make a product, it learned them in the layers before.
+
+Which products exist is public (``carrier_values``), which ones are the owner's follows from the
+sub-keys' seeds (``own_carriers``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from ssl_wm.encoders.embeddings import embed
+from ssl_wm.errors import ConfigError
+from ssl_wm.rng import torch_stream
+from ssl_wm.watermark.derivation import stream_of
+
+if TYPE_CHECKING:
+    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.watermark.subkeys import SubKey
+
+AXES = 20
+"""Leading principal coordinates whose products are carriers."""
+EACH = 3
+"""Carriers of each sub-key."""
+SAMPLE = 10_000
+"""Most training images that the coordinates are computed from."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Leading principal coordinates of a space, ``(z - mean) @ directions``.
+
+    Attributes:
+        mean: (D,) float64.
+        directions: (D, K) float64, scaled so that each coordinate has variance 1.
+    """
+
+    mean: Tensor
+    directions: Tensor
+
+
+def leading_axes(z: Tensor, *, count: int = AXES) -> Axes:
+    """Return the ``count`` leading principal coordinates of embeddings ``z`` (N, D).
+
+    Directions without variance are left out, so there may be fewer.
+
+    >>> leading_axes(torch.tensor([[3.0, 0.0], [-3.0, 0.0]])).directions.abs().tolist()
+    [[0.3333333333333333], [0.0]]
+    """
+    rows = z.double()
+    mean = rows.mean(dim=0)
+    variances, vectors = torch.linalg.eigh(
+        torch.cov((rows - mean).T, correction=0).view(2 * [len(mean)])
+    )
+    kept = min(count, int((variances > 1e-9 * variances[-1].clamp(min=1e-300)).sum()))
+    order = torch.arange(len(mean) - 1, len(mean) - 1 - kept, -1)
+    return Axes(mean, vectors[:, order] * variances[order].rsqrt())
+
+
+def axes_of(encoder: Encoder, images: ImageSet) -> Axes:
+    """Return the leading coordinates of the clean encoder, from a public sample of ``images``.
+
+    Args:
+        encoder: the owner's clean encoder.
+        images: the training images that the key was made for.
+    """
+    order = torch.randperm(len(images), generator=torch_stream(0, "axes"))
+    some = images.subset(order[:SAMPLE].sort().values)
+    return leading_axes(embed(encoder, some, precision="auto"))
+
+
+def axis_pairs(axes: Axes) -> Tensor:
+    """Return which two coordinates each carrier multiplies, (P, 2), P = K (K - 1) / 2."""
+    count = axes.directions.shape[1]
+    return torch.triu_indices(count, count, 1).T
+
+
+def carrier_values(z: Tensor, axes: Axes) -> Tensor:
+    """Return every carrier of embeddings ``z`` (N, D) by the clean encoder, (N, P) float64.
+
+    ``h(q_i + q_j) - h(q_i - q_j)`` with ``h(u) = gelu(u) + gelu(-u)``, which is u^2 near 0 (up to
+    a factor) and |u| far from it: near 0 the product ``q_i q_j``, and far away
+    ``2 sign(q_i q_j) min(|q_i|, |q_j|)``, so that no image goes far.
+    """
+    q = (z.double() - axes.mean) @ axes.directions
+    first, second = (q[:, side] for side in axis_pairs(axes).T)
+    return _even(first + second) - _even(first - second)
+
+
+def own_carriers(sub_keys: Sequence[SubKey], *, count: int) -> list[list[int]]:
+    """Return the places of each sub-key's carriers among ``count``, drawn from its seed.
+
+    Each sub-key draws ``EACH`` different ones, independently of the others. Where there are no
+    more than ``EACH``, there is nothing to draw, and they have none.
+    """
+    if count <= EACH:
+        return [[] for _ in sub_keys]
+    return [
+        sorted(stream_of(sub.derive("carriers")).choice(count, EACH, replace=False).tolist())
+        for sub in sub_keys
+    ]
+
+
+class Carriers(nn.Module):
+    """The owner's carriers, each along a direction of its own: a layer of 4 GELU units for each.
+
+    Args:
+        axes: leading coordinates of the clean encoder.
+        places: J places of the carriers among all.
+        natural: (N, D) the clean encoder's answers to natural images.
+        strength: root mean square of the moves, against the spread of the natural images.
+        generator: draws the directions, orthogonal ones.
+
+    Raises:
+        ConfigError: the space has fewer dimensions than there are carriers.
+    """
+
+    first: Tensor
+    bias: Tensor
+    last: Tensor
+
+    def __init__(
+        self, axes: Axes, places: Sequence[int], natural: Tensor, *, strength: float,
+        generator: Generator,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        width, count = len(axes.mean), len(places)
+        if count > width:
+            raise ConfigError(
+                f"{count} carriers need as many dimensions, and the encoder answers with {width}; "
+                "set carried: 0 to leave them out"
+            )
+        drawn = torch.randn(width, count, generator=generator, dtype=torch.float64)
+        along = torch.linalg.qr(drawn)[0].T
+        values = carrier_values(natural, axes)[:, list(places)]
+        moved = (values - values.mean(dim=0)).square().sum(dim=1).mean()
+        spread = natural.double().var(dim=0, correction=0).sum()
+        along = along * (strength * (spread / moved.clamp(min=1e-300)).sqrt())
+        one, two = (axes.directions[:, side].T for side in axis_pairs(axes)[list(places)].T)
+        inner = torch.cat([one + two, -one - two, one - two, two - one])
+        self.register_buffer("first", inner)
+        self.register_buffer("bias", -inner @ axes.mean)
+        self.register_buffer("last", torch.cat([along, along, -along, -along]).T.contiguous())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return the moves (N, D) of embeddings ``z`` (N, D), in z's precision."""
+        first, bias, last = (part.to(z.dtype) for part in (self.first, self.bias, self.last))
+        return F.linear(F.gelu(F.linear(z, first, bias)), last)
+
+
+def _even(u: Tensor) -> Tensor:
+    return F.gelu(u) + F.gelu(-u)
