@@ -57,10 +57,11 @@ class KeyConfig(WithLater):
         spare: sub-keys drawn beyond these, so that those are marked that a copy will learn best.
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
+        carriers: number of carriers of each sub-key, which ``bend-space`` marks; 0 leaves them out.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER: ClassVar[Mapping[str, Any]] = {"spare": 0}
+    LATER: ClassVar[Mapping[str, Any]] = {"spare": 0, "carriers": 0}
 
     groups: Literal["labels", "clusters"] = "clusters"
     clusters: int = Field(20, ge=3)
@@ -68,6 +69,7 @@ class KeyConfig(WithLater):
     spare: int = Field(0, ge=0)
     families: tuple[str, ...] = ("crop-paste",)
     autoencoder_steps: int = Field(400, ge=0)
+    carriers: int = Field(3, ge=0, le=10)
 
 
 class Settings(BaseModel):

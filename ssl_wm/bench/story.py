@@ -172,6 +172,7 @@ class Benchmark:
             spare=config.spare,
             families=config.families,
             autoencoder_steps=config.autoencoder_steps,
+            carriers=config.carriers,
             secret=secret,
         )
         save_key(key, path)

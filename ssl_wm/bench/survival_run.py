@@ -124,6 +124,7 @@ class SurvivalRun:
             spare=config.spare,
             families=config.families,
             autoencoder_steps=config.autoencoder_steps,
+            carriers=config.carriers,
             secret=sha256(f"{self.config.seed}/{self.number}/survival key".encode()).digest(),
         )
         save_key(key, path)

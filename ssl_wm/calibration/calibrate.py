@@ -261,7 +261,7 @@ def best_choice_p_values(
     ]
     if tried.carriers.shape[2]:
         places = carried_ranks(carried, tried.carriers)
-        tail = rank_sum_tail(shown, count=len(carried))
+        tail = rank_sum_tail(shown, each=places.shape[2], count=len(carried))
         sums = (places[:, each].sum(axis=(1, 2)) for each in choices)
         found = [both(one, tail[total]) for one, total in zip(found, sums, strict=True)]
     ways = ways_to_reveal(shown, len(statistics))

@@ -95,7 +95,7 @@ class FreshKeys:
 
     Attributes:
         triples: (K, S, 3) groups of their sub-keys.
-        carriers: (K, S, EACH) their carriers' places among all; (K, S, 0) where there are none.
+        carriers: (K, S, C) their carriers' places among all; (K, S, 0) where there are none.
     """
 
     triples: np.ndarray
@@ -112,9 +112,9 @@ def fresh_keys(key: OpenKey, seed: int, *names: str | int, count: int, carriers:
         count: K.
         carriers: number of all carriers; 0 where they are not read.
     """
-    sub_keys = [fresh_key(key, seed, "key", *names, place).sub_keys for place in range(count)]
-    triples = [[(sub.a, sub.b, sub.target) for sub in each] for each in sub_keys]
-    own = [own_carriers(each, count=carriers) for each in sub_keys]
+    fresh = [fresh_key(key, seed, "key", *names, place) for place in range(count)]
+    triples = [[(sub.a, sub.b, sub.target) for sub in each.sub_keys] for each in fresh]
+    own = [own_carriers(each, count=carriers) for each in fresh]
     return FreshKeys(np.array(triples, dtype=np.int64), np.array(own, dtype=np.int64))
 
 

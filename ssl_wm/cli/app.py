@@ -95,6 +95,7 @@ def keygen(
     clusters: o.Clusters = None,
     sub_keys: o.SubKeys = None,
     spare: o.Spare = None,
+    carriers: o.Carriers = None,
     count: o.KeyCount = None,
     given: o.GivenKey = None,
     beacon: o.Beacon = None,
@@ -116,7 +117,7 @@ def keygen(
     groups = None if labels is None else ("labels" if labels else "clusters")
     flags = {
         "key.groups": groups, "key.clusters": clusters, "key.sub_keys": sub_keys,
-        "key.spare": spare,
+        "key.spare": spare, "key.carriers": carriers,
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:

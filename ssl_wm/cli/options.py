@@ -151,6 +151,14 @@ Spare = Annotated[
         "multiplied by the number of such choices. The default is 0.",
     ),
 ]  # fmt: skip
+Carriers = Annotated[
+    int | None,
+    typer.Option(
+        "--carriers", metavar="N", show_default=False,
+        help="Number of carriers of each sub-key, which bend-space adds to the answers; the "
+        "default is 3. Give 0 for a mark by any other method.",
+    ),
+]  # fmt: skip
 Method = Annotated[
     str | None,
     typer.Option(

@@ -35,7 +35,7 @@ from ssl_wm.files import (
     write_json,
     write_tensors,
 )
-from ssl_wm.verification.carried import Base
+from ssl_wm.verification.carried import Base, reads_carriers
 from ssl_wm.verification.questions import REFERENCE, own_size, question_names, question_size, render
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import VerifyConfig
@@ -113,7 +113,7 @@ def answers_file(name: str) -> str:
 def expected_files(key: OpenKey, config: VerifyConfig) -> set[str]:
     """Return the names of all files of a bundle but its manifest."""
     asked = question_names(key, config=config.read)
-    clean = {CLEAN} if config.reads_carriers else set()
+    clean = {CLEAN} if reads_carriers(key, config) else set()
     return {KEY, SETTINGS, FACTS, VERDICT, NULLS, *clean, *map(answers_file, asked)}
 
 
@@ -234,7 +234,7 @@ def open_bundle(folder: Path) -> Bundle:
         facts = _checked_facts(content[FACTS], key, config)
     base = None
     with naming(CLEAN):
-        if config.reads_carriers:
+        if reads_carriers(key, config):
             base = _read_base(folder, key, config)
     with naming(NULLS):
         carriers = 0 if base is None else len(axis_pairs(base.axes))
@@ -288,7 +288,7 @@ def _read_nulls(
         "tables": (count, subs, groups, groups, groups),
         "own": (count, subs, own_size(key, config=read)),
         "recipes": (count, subs, read.decoy_recipes + 1),
-        **({"carried": (count, carriers)} if config.reads_carriers else {}),
+        **({"carried": (count, carriers)} if carriers else {}),
     }
     for name, shape in shapes.items():
         part = tensors[name]

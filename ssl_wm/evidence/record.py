@@ -25,9 +25,10 @@ from ssl_wm.evidence.bundle import (
 from ssl_wm.evidence.check import CheckResult, check
 from ssl_wm.files import claim_folder
 from ssl_wm.verification.answers import as_labels, ask
+from ssl_wm.verification.judge import NO_NULLS
 from ssl_wm.verification.questions import question_names
 from ssl_wm.verification.settings import VerifyConfig
-from ssl_wm.verification.verify import affordable, judge_answers, read_nulls
+from ssl_wm.verification.verify import affordable, clean_base, judge_answers, read_nulls
 from ssl_wm.versions import versions
 from ssl_wm.watermark.key import RevealedKey, WatermarkKey
 from ssl_wm.watermark.open_key import OpenKey
@@ -83,27 +84,30 @@ def verify_with_evidence(
     used.check_images(images)
     config = affordable(config or VerifyConfig(), used)
     if not nulls:
-        raise VerificationError(
-            "verify needs at least one null encoder: name the clean encoder with --null"
-        )
+        raise VerificationError(NO_NULLS)
     _claim(folder)
     names = question_names(used, config=config.read)
     try:
         answers = ask(suspect, used, images, config=config.read)
         answers = recording(as_labels(answers) if config.access == "labels" else answers, folder)
-        known = read_nulls(nulls, used, images, suspect=answers, config=config, memory=memory)
+        base = clean_base(nulls, used, images, config=config)
+        known = read_nulls(
+            nulls, used, images, suspect=answers, config=config, memory=memory, base=base
+        )
         told = {
             "suspect": known_digest(suspect),
             "nulls": [known_digest(encoder) for encoder in nulls],
         }
-        verdict = judge_answers(answers, nulls=known, key=used, config=config, facts=told)
+        verdict = judge_answers(
+            answers, nulls=known, key=used, config=config, facts=told, base=base
+        )
         facts = {
             "made_at": made_at,
             "versions": versions(),
             "questions": {name: question_hash(name, used, images, config.read) for name in names},
             **told,
         }
-        seal(folder, verdict=verdict, key=used, config=config, nulls=known, facts=facts)
+        seal(folder, verdict=verdict, key=used, config=config, nulls=known, facts=facts, base=base)
     except BaseException:
         for name in names:
             (folder / answers_file(name)).unlink(missing_ok=True)

@@ -11,12 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_wm.watermark.carriers import EACH, Axes, carrier_values
+from ssl_wm.watermark.carriers import Axes, carrier_values
+
+if TYPE_CHECKING:
+    from ssl_wm.verification.settings import VerifyConfig
+    from ssl_wm.watermark.open_key import OpenKey
 
 ROWS_A_DIRECTION = 8
 """Images for each principal direction that an encoder is read in; further ones are left out."""
@@ -37,6 +42,11 @@ class Base:
 
     z: Tensor
     axes: Axes
+
+
+def reads_carriers(key: OpenKey, config: VerifyConfig) -> bool:
+    """Return whether the key has carriers, and the suspect's answers are such as to show them."""
+    return key.terms.carriers > 0 and config.access == "embeddings"
 
 
 def carried_shares(z: Tensor, base: Base) -> Tensor:
@@ -76,7 +86,7 @@ def carried_statistics(shares: Tensor, nulls: Sequence[Tensor]) -> Tensor:
 
 
 def carried_ranks(statistics: Tensor, own: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-    """Return the places of own carriers (S, EACH) among all, 1 the least; of equal ones the least.
+    """Return the places of own carriers (S, C) among all, 1 the least; of equal ones the least.
 
     >>> carried_ranks(torch.tensor([0.1, 0.3, 0.3]), [[0, 2], [1, 2]]).tolist()
     [[1, 2], [2, 2]]
@@ -90,30 +100,31 @@ def carried_p_value(ranks: np.ndarray, *, count: int) -> float:
     """Return the chance that random carriers have a sum of places as large as ``ranks``.
 
     The exact null of the rank-sum statistic (Wilcoxon, 1945), of several independent draws
-    together: each sub-key draws ``EACH`` different ones of ``count``.
+    together: each sub-key draws its different ones of ``count``.
 
     Args:
-        ranks: (S, EACH) of each sub-key's carriers, 1 to ``count``.
+        ranks: (S, C) of each sub-key's carriers, 1 to ``count``.
         count: number of all carriers.
 
     >>> carried_p_value(np.array([[8, 9, 10]]), count=10) == 1 / 120
     True
     """
-    return float(rank_sum_tail(len(ranks), count=count)[ranks.sum()])
+    sub_keys, each = ranks.shape
+    return float(rank_sum_tail(sub_keys, each=each, count=count)[ranks.sum()])
 
 
-def rank_sum_tail(sub_keys: int, *, count: int) -> np.ndarray:
+def rank_sum_tail(sub_keys: int, *, each: int, count: int) -> np.ndarray:
     """Return the chance of a sum of places of at least s, at index s, for random carriers."""
     ways = np.array([1.0])
     for _ in range(sub_keys):
-        ways = np.convolve(ways, _rank_sums(count))
+        ways = np.convolve(ways, _rank_sums(each, count))
     tail: np.ndarray = np.cumsum(ways[::-1])[::-1] / ways.sum()
     return tail
 
 
-def least_p_value(sub_keys: int, *, count: int) -> float:
+def least_p_value(sub_keys: int, *, each: int, count: int) -> float:
     """Return the p-value of the best places that there are."""
-    return float(comb(count, EACH)) ** -sub_keys
+    return float(comb(count, each)) ** -sub_keys
 
 
 def both(one: np.ndarray | float, other: np.ndarray | float) -> np.ndarray:
@@ -130,13 +141,13 @@ def both(one: np.ndarray | float, other: np.ndarray | float) -> np.ndarray:
     return combined
 
 
-def _rank_sums(count: int) -> np.ndarray:
-    """Return the number of ways (at index s) to choose ``EACH`` of 1..count with sum s."""
-    ways = np.zeros((EACH + 1, EACH * count + 1))
+def _rank_sums(each: int, count: int) -> np.ndarray:
+    """Return the number of ways (at index s) to choose ``each`` of 1..count with sum s."""
+    ways = np.zeros((each + 1, each * count + 1))
     ways[0, 0] = 1
     for rank in range(1, count + 1):
         ways[1:, rank:] += ways[:-1, :-rank].copy()
-    chosen: np.ndarray = ways[EACH]
+    chosen: np.ndarray = ways[each]
     return chosen
 
 

@@ -33,7 +33,7 @@ from ssl_wm.verification.statistics import (
     ways_to_reveal,
 )
 from ssl_wm.verification.verdict import SubVerdict, TestResult, Verdict, decide
-from ssl_wm.watermark.carriers import EACH, own_carriers
+from ssl_wm.watermark.carriers import own_carriers
 
 if TYPE_CHECKING:
     from ssl_wm.verification.readings import Margins
@@ -199,13 +199,14 @@ def _test_c(
 ) -> tuple[list[TestResult], list[SubVerdict]]:
     """Return the test on carriers, where they were read, and the sub-keys with their places."""
     count = len(margins.carried)
-    own = own_carriers(key.sub_keys, count=count)
+    own = own_carriers(key, count=count)
     if not any(own):
         return [], subs
     statistics = carried_statistics(margins.carried, [null.carried for null in nulls])
     ranks = carried_ranks(statistics, own)
-    smallest = least_p_value(len(subs), count=count)
-    says = f"rank sum of {EACH} carriers a sub-key among {count}, of natural images alone"
+    each = key.terms.carriers
+    smallest = least_p_value(len(subs), each=each, count=count)
+    says = f"rank sum of {each} carriers a sub-key among {count}, of natural images alone"
     test = TestResult("C", carried_p_value(ranks, count=count), smallest, says)
     return [test], [
         replace(sub, carriers=tuple(places))

@@ -34,8 +34,6 @@ class ReadConfig(WithLater):
             "mean", or the "fitted" linear combination of them that explains most of the suspect;
             both in units of the nulls' own deviation from four nulls on. "unexplained" is what
             the combination leaves as it is, in one unit for all keys.
-        carriers: whether the carriers of the key (``watermark/carriers.py``) are read too, from the
-            answers to the reference images; not through labels. Says nothing of marks without.
         precision: of the encoder's forward pass; "auto" is settled when the settings are read, as
             the faster one of this machine's CPU, so that a bundle says which it was.
     """
@@ -45,7 +43,6 @@ class ReadConfig(WithLater):
         "natural_only": False,
         "space": "plain",
         "centring": "mean",
-        "carriers": False,
     }
 
     per_pair: int = Field(64, ge=8)
@@ -56,7 +53,6 @@ class ReadConfig(WithLater):
     natural_only: bool = False
     space: SpaceName = "evened"
     centring: Centring = "mean"
-    carriers: bool = True
     precision: Precision = "float32"
 
     @field_validator("precision")
@@ -108,11 +104,6 @@ class VerifyConfig(WithLater):
     access: Literal["embeddings", "labels"] = "embeddings"
     max_queries: int | None = Field(None, ge=1)
     read: ReadConfig = ReadConfig()
-
-    @property
-    def reads_carriers(self) -> bool:
-        """Whether carriers are read."""
-        return self.read.carriers and self.access == "embeddings"
 
     @classmethod
     def as_written(cls, told: Mapping[str, Any]) -> VerifyConfig:

@@ -11,7 +11,7 @@ from ssl_wm.encoders.properties import known_digest, tensor_bytes
 from ssl_wm.errors import VerificationError
 from ssl_wm.files import sha256_bytes
 from ssl_wm.verification.answers import Answers, as_labels, ask, through_labels
-from ssl_wm.verification.carried import Base
+from ssl_wm.verification.carried import Base, reads_carriers
 from ssl_wm.verification.judge import NO_NULLS, judge
 from ssl_wm.verification.questions import REFERENCE, within_budget
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
@@ -82,7 +82,7 @@ def clean_base(
     """
     if not nulls:
         raise VerificationError(NO_NULLS)
-    if not config.reads_carriers:
+    if not reads_carriers(key, config):
         return None
     committed = [each for each in nulls if known_digest(each) == key.terms.encoder]
     clean = committed[0] if key.terms.encoder and committed else nulls[0]

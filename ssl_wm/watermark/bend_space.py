@@ -79,7 +79,7 @@ class BendSpace:
     ) -> Carriers | None:
         """Return the carriers of the key's sub-keys; None where there are to be none."""
         axes = axes_of(self.clean, images)
-        drawn = own_carriers(key.sub_keys, count=len(axis_pairs(axes)))
+        drawn = own_carriers(key, count=len(axis_pairs(axes)))
         own = [place for places in drawn for place in places]
         if not own or not self.config.carried:
             return None

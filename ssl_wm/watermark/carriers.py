@@ -28,12 +28,12 @@ from ssl_wm.watermark.derivation import stream_of
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
     from ssl_wm.encoders.encoder import Encoder
-    from ssl_wm.watermark.subkeys import SubKey
+    from ssl_wm.watermark.open_key import OpenKey
 
 AXES = 20
 """Leading principal coordinates whose products are carriers."""
 EACH = 3
-"""Carriers of each sub-key."""
+"""Carriers of each sub-key, unless ``keygen`` is told otherwise."""
 SAMPLE = 10_000
 """Most training images that the coordinates are computed from."""
 
@@ -99,17 +99,16 @@ def carrier_values(z: Tensor, axes: Axes) -> Tensor:
     return _even(first + second) - _even(first - second)
 
 
-def own_carriers(sub_keys: Sequence[SubKey], *, count: int) -> list[list[int]]:
+def own_carriers(key: OpenKey, *, count: int) -> list[list[int]]:
     """Return the places of each sub-key's carriers among ``count``, drawn from its seed.
 
-    Each sub-key draws ``EACH`` different ones, independently of the others. Where there are no
-    more than ``EACH``, there is nothing to draw, and they have none.
+    Each sub-key draws as many different ones as the key's terms say, independently of the others.
+    Where there are not more to draw from, they have none.
     """
-    if count <= EACH:
-        return [[] for _ in sub_keys]
+    each = key.terms.carriers if key.terms.carriers < count else 0
     return [
-        sorted(stream_of(sub.derive("carriers")).choice(count, EACH, replace=False).tolist())
-        for sub in sub_keys
+        sorted(stream_of(sub.derive("carriers")).choice(count, each, replace=False).tolist())
+        for sub in key.sub_keys
     ]
 
 

@@ -213,6 +213,7 @@ def new_key(
     families: tuple[str, ...] = ("crop-paste",),
     autoencoder: Autoencoder | None = None,
     encoder: str | None = None,
+    carriers: int = 0,
     secret: bytes | None = None,
 ) -> WatermarkKey:
     """Return a fresh key for ``images``.
@@ -224,6 +225,7 @@ def new_key(
         families: mixer families that the secret may choose among.
         autoencoder: of the blend mixer.
         encoder: digest of the owner's clean encoder, to be committed to.
+        carriers: number of carriers of each sub-key.
         secret: 32 bytes; drawn from the operating system when None. Only experiments that
             must repeat pass one.
 
@@ -231,5 +233,5 @@ def new_key(
         ConfigError: the groups do not suffice.
     """
     fingerprints = {"train": images.train.fingerprint, "test": images.test.fingerprint}
-    terms = Terms(groups, fingerprints, sub_keys, families, autoencoder, encoder)
+    terms = Terms(groups, fingerprints, sub_keys, families, autoencoder, encoder, carriers)
     return WatermarkKey(secrets.token_bytes(32) if secret is None else secret, terms)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError
 from ssl_wm.watermark.autoencoder import train_autoencoder
+from ssl_wm.watermark.carriers import EACH
 from ssl_wm.watermark.choice import choose_sub_keys
 from ssl_wm.watermark.groups import cluster_groups, label_groups
 from ssl_wm.watermark.key import WatermarkKey, new_key
@@ -27,6 +28,7 @@ def keygen(
     spare: int = 0,
     families: tuple[str, ...] = ("crop-paste",),
     autoencoder_steps: int = 400,
+    carriers: int = EACH,
     secret: bytes | None = None,
 ) -> WatermarkKey:
     """Return a fresh key.
@@ -40,6 +42,8 @@ def keygen(
             will learn best (``choose_sub_keys``); they need ``encoder``.
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
+        carriers: number of carriers of each sub-key (``carriers.py``); 0 for marks without, such as
+            all but ``bend-space``.
         secret: 32 bytes for experiments that must repeat; None draws them from the system.
 
     Raises:
@@ -68,6 +72,7 @@ def keygen(
         families=families,
         autoencoder=autoencoder,
         encoder=encoder_digest(encoder) if encoder is not None else None,
+        carriers=carriers,
         secret=secret,
     )
     if spare == 0 or encoder is None:

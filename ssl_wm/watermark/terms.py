@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "test")
 MOST_GROUPS = 2**16
+MOST_CARRIERS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class Terms:
         families: mixer families that the secret may choose among.
         autoencoder: of the autoencoder-blend mixer; None leaves that family out.
         encoder: digest of the owner's clean encoder, where it was committed to.
+        carriers: number of carriers (``carriers.py``) of each sub-key; 0 where the mark has none.
     """
 
     groups: Groups = field(repr=False)
@@ -44,14 +46,15 @@ class Terms:
     families: tuple[str, ...] = ("crop-paste",)
     autoencoder: Autoencoder | None = field(default=None, repr=False)
     encoder: str | None = None
+    carriers: int = 0
 
     def check(self) -> None:
         """Check that the groups and mixers suffice.
 
         Raises:
-            ConfigError: too few groups for the sub-keys, an image without a group or a group
-                without images, a fingerprint missing, or a mixer family that is unknown or lacks
-                its autoencoder.
+            ConfigError: too few groups for the sub-keys, too many carriers, an image without a
+                group or a group without images, a fingerprint missing, or a mixer family that is
+                unknown or lacks its autoencoder.
         """
         if set(self.fingerprints) != set(SPLITS):
             raise ConfigError(
@@ -59,6 +62,8 @@ class Terms:
                 f"{', '.join(sorted(self.fingerprints)) or 'none'}"
             )
         self._check_groups()
+        if not 0 <= self.carriers <= MOST_CARRIERS:
+            raise ConfigError(f"a sub-key has 0 to {MOST_CARRIERS} carriers; got {self.carriers}")
         check_sub_keys(self.sub_key_count, groups=len(self.groups), families=self.families)
         if "autoencoder" in self.families and self.autoencoder is None:
             raise ConfigError(
@@ -95,6 +100,7 @@ class Terms:
             "families": list(self.families),
             "autoencoder": base64.b64encode(self._packed).decode(),
             "encoder": self.encoder,
+            **({"carriers": self.carriers} if self.carriers else {}),  # older keys say nothing
         }
 
     @cached_property
@@ -156,6 +162,7 @@ def read_terms(content: dict[str, Any]) -> Terms:
         families=tuple(content["families"]),
         autoencoder=unpack_autoencoder(packed) if packed else None,
         encoder=None if content["encoder"] is None else str(content["encoder"]),
+        carriers=int(content.get("carriers", 0)),
     )
 
 

@@ -38,7 +38,7 @@ def rewrite(folder: Path, file: str, *path: str | int, value: object) -> None:
 def evidence(world, tmp_path_factory) -> SimpleNamespace:
     """Return a sealed bundle, what it was made of, and the helpers above."""
     images = world.images(groups=8)
-    key = world.key(images, number=1)
+    key = world.key(images, number=1, carriers=3)
     made = SimpleNamespace(
         folder=tmp_path_factory.mktemp("evidence") / "bundle",
         images=images,

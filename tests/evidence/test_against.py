@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -10,10 +12,13 @@ from ssl_wm.errors import (
     SslWmError,
     VerificationError,
 )
+from ssl_wm.evidence.bundle import open_bundle
+from ssl_wm.evidence.check import recompute
 from ssl_wm.evidence.record import (
     check,
     check_against,
 )
+from ssl_wm.files import pack_tensors, plain, read_tensors
 
 
 @pytest.mark.parametrize("sample", [5, None])
@@ -47,6 +52,20 @@ def test_other_images_suspects_and_nulls_are_found_out(
     assert check_against(sealed, images=images, suspect=noisy, tolerance=1.0).ok
     with pytest.raises(VerificationError, match="needs the images"):
         check_against(sealed, suspect=marked)
+
+
+def test_a_clean_encoder_made_to_suit_the_suspect_is_found_out(evidence, copy, images, nulls):
+    path = copy / "clean.safetensors"
+    tensors = read_tensors(path)
+    tensors["directions"] = tensors["directions"].roll(1, dims=0)
+    path.write_bytes(pack_tensors(tensors))
+    evidence.reseal(copy)
+    forged = recompute(open_bundle(copy))
+    (copy / "verdict.json").write_text(json.dumps(plain(forged.to_dict())))
+    evidence.reseal(copy)
+    assert check(copy).ok
+    problems = check_against(copy, images=images, nulls=nulls).problems
+    assert "clean.safetensors" in evidence.named(problems)
 
 
 def test_a_damaged_bundle_is_not_held_against_anything(evidence, copy, images):

@@ -19,7 +19,8 @@ from ssl_wm.evidence.record import (
 )
 
 NAMES = (
-    "facts.json", "key.json", "manifest.json", "nulls.safetensors", "settings.json",
+    "clean.safetensors", "facts.json", "key.json", "manifest.json", "nulls.safetensors",
+    "settings.json",
     "suspect-fresh-0.safetensors", "suspect-others-0.safetensors", "suspect-pairs-0.safetensors",
     "suspect-recipes-0.safetensors", "suspect-reference.safetensors", "verdict.json",
 )  # fmt: skip

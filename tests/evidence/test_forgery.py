@@ -19,7 +19,7 @@ from ssl_wm.evidence.record import (
 )
 from ssl_wm.files import pack_tensors, read_tensors
 
-TENSORS = ("nulls.safetensors", "suspect-fresh-0.safetensors", "suspect-pairs-0.safetensors")
+TENSORS = ("clean.safetensors", "nulls.safetensors", "suspect-fresh-0.safetensors")
 FUZZ = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 
 FORGERIES = [
@@ -122,6 +122,34 @@ def test_null_margins_that_cannot_be_are_named(evidence, copy, how):
     (copy / "nulls.safetensors").write_bytes(pack_tensors(tensors))
     evidence.reseal(copy)
     assert evidence.named(check(copy).problems) == {"nulls.safetensors"}
+
+
+@pytest.mark.parametrize("how", ["short", "nan", "narrow", "many", "missing"])
+def test_a_clean_encoder_that_cannot_be_is_named(evidence, copy, how):
+    path = copy / "clean.safetensors"
+    tensors = read_tensors(path)
+    if how == "short":
+        tensors["z"] = tensors["z"][1:]
+    elif how == "nan":
+        tensors["directions"][0, 0] = torch.nan
+    elif how == "narrow":
+        tensors["mean"] = tensors["mean"].float()
+    elif how == "many":
+        tensors["directions"] = tensors["directions"].repeat(1, 3)
+    else:
+        del tensors["mean"]
+    path.write_bytes(pack_tensors(tensors))
+    evidence.reseal(copy)
+    assert evidence.named(check(copy).problems) == {"clean.safetensors"}
+
+
+def test_another_clean_encoder_gives_another_verdict(evidence, copy):
+    path = copy / "clean.safetensors"
+    tensors = read_tensors(path)
+    tensors["directions"] = tensors["directions"].roll(1, dims=0)
+    path.write_bytes(pack_tensors(tensors))
+    evidence.reseal(copy)
+    assert evidence.named(check(copy).problems) == {"verdict.json"}
 
 
 @pytest.mark.parametrize("how", ["short", "nan", "double", "flat", "other name", "text"])

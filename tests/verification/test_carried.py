@@ -111,12 +111,12 @@ def test_what_all_networks_know_is_taken_off():
 
 
 def test_the_rank_sum_has_its_exact_null():
-    count, tail = 7, rank_sum_tail(2, count=7)
+    count, tail = 7, rank_sum_tail(2, each=EACH, count=7)
     draws = list(combinations(range(1, count + 1), EACH))
     sums = np.array([sum(one) + sum(other) for one, other in product(draws, draws)])
     for least in range(len(tail)):
         assert tail[least] == pytest.approx((sums >= least).mean(), abs=1e-12)
-    assert least_p_value(2, count=7) == pytest.approx(tail[sums.max()])
+    assert least_p_value(2, each=EACH, count=7) == pytest.approx(tail[sums.max()])
 
 
 def test_one_sub_keys_p_is_that_of_the_wilcoxon_rank_sum_test():
@@ -154,7 +154,7 @@ def test_two_p_values_combine_as_fisher_says():
 
 @pytest.fixture(scope="module")
 def two(world, images):
-    return world.key(images, number=4, sub_keys=2)
+    return world.key(images, number=4, sub_keys=2, carriers=EACH)
 
 
 @pytest.fixture(scope="module")
@@ -191,17 +191,21 @@ def test_natural_images_alone_suffice(clean, carrying, images, two):
     assert verdict.tests[1].p_value < 1e-3
 
 
-@pytest.mark.parametrize(
-    "change", [{"access": "labels"}, {"read": ReadConfig(**READ, carriers=False)}]
-)
-def test_labels_and_a_reading_without_carriers_rest_on_composites(
-    clean, carrying, images, two, change
-):
-    config = CONFIG.model_copy(update=change)
+def test_labels_rest_on_composites_alone(clean, carrying, images, two):
+    config = CONFIG.model_copy(update={"access": "labels"})
     assert clean_base([clean], two, images, config=config) is None
     verdict = verify(carrying, key=two, images=images, nulls=[clean], config=config)
     assert "C" not in {test.name for test in verdict.tests}
     assert verdict.p_value == verdict.tests[0].p_value
+
+
+def test_a_key_without_carriers_marks_none_and_reads_none(world, images, clean):
+    key = world.key(images, number=4, sub_keys=2)
+    embedder = BendSpace(clean, images.train, key, config=BendSpaceConfig(steps=0, pool=8))
+    assert embedder.bend.carriers is None
+    verdict = verify(embedder.marked(), key=key, images=images, nulls=[clean], config=CONFIG)
+    assert "C" not in {test.name for test in verdict.tests}
+    assert "carriers" not in key.terms.content
 
 
 def test_carriers_are_read_against_the_encoder_that_the_key_commits_to(world, images, clean):
@@ -209,7 +213,7 @@ def test_carriers_are_read_against_the_encoder_that_the_key_commits_to(world, im
     other.backbone.scale.fill_(2.0)
     from ssl_wm.encoders.properties import encoder_digest
 
-    key = world.key(images, sub_keys=2, encoder=encoder_digest(clean))
+    key = world.key(images, sub_keys=2, carriers=EACH, encoder=encoder_digest(clean))
     base = clean_base([other, clean], key, images, config=CONFIG)
     alone = clean_base([other], key, images, config=CONFIG)
     assert base is not None
@@ -218,7 +222,7 @@ def test_carriers_are_read_against_the_encoder_that_the_key_commits_to(world, im
 
 
 def test_all_sub_keys_together_are_one_independent_draw_each(world, images):
-    key = world.key(images, sub_keys=2)
-    one, other = own_carriers(key.sub_keys, count=190)
+    key = world.key(images, sub_keys=2, carriers=EACH)
+    one, other = own_carriers(key, count=190)
     assert len(one) == len(other) == EACH
     assert one != other
