@@ -17,7 +17,7 @@ from ssl_wm.bench.robustness import RobustnessBench
 from ssl_wm.bench.robustness_judge import FIRST, Judge, concluded
 from ssl_wm.bench.robustness_open import Opened
 from ssl_wm.bench.robustness_plan import CONTROL, UNTOUCHED, Cell, RobustnessConfig
-from ssl_wm.calibration.fresh import fresh_triples
+from ssl_wm.calibration.fresh import fresh_keys
 from ssl_wm.errors import ConfigError
 from ssl_wm.report.robustness import robustness_markdown, summary_lines
 from ssl_wm.verification.answers import ask
@@ -141,7 +141,8 @@ def test_fresh_keys_with_spare_sub_keys_show_those_that_do_best_as_calibrate_has
         for each in (clean, opened.nulls["other"])
     ]
     statistics = contrasts(tables[0].tables) - contrasts(tables[1].tables)
-    triples = fresh_triples(whole, cell.seed(judge.seed), "control", count=300)
+    drawn_for = (whole, cell.seed(judge.seed), "control")
+    triples = fresh_keys(*drawn_for, count=300, carriers=0).triples
     drawn = draw_joint_keys(len(whole.groups), sub_keys=3, draws=judge.first.draws, seed=0)
     units = [standardise(each).numpy() for each in statistics]
     mine, null = (

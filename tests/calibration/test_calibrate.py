@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_wm.calibration import calibrate as module
 from ssl_wm.calibration.calibrate import CalibrateConfig, calibrate, key_p_values
-from ssl_wm.calibration.fresh import fresh_key, fresh_triples, read_composites
+from ssl_wm.calibration.fresh import FreshKeys, fresh_key, fresh_keys, read_composites
 from ssl_wm.calibration.naive import NAIVE, all_margins, bootstrap, of_triples, t_test
 from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.encoders.load import load_encoder
@@ -27,6 +27,7 @@ from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys, joint_p_value, rank_p_value, standardise
 from ssl_wm.verification.verify import verify
+from ssl_wm.watermark.carriers import own_carriers
 from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.triggers import ordered_pairs
 
@@ -103,8 +104,10 @@ def test_keys_chosen_after_looking_are_caught(innocent, key, images, null, monke
     """An owner who looks at the suspect with 20 keys and shows the best is found out."""
     honest = module.decisions
 
-    def greedy(reading, reference, triples, drawn, *, shown, config):
-        tries = draw_joint_keys(8, sub_keys=2, draws=20 * len(triples), seed=int(triples.sum()))
+    def greedy(reading, reference, tried, drawn, *, shown, config):
+        count, seed = 20 * len(tried.triples), int(tried.triples.sum())
+        triples = draw_joint_keys(8, sub_keys=2, draws=count, seed=seed)
+        tries = FreshKeys(triples, np.zeros((count, 2, 0), dtype=np.int64))
         whole = honest(reading, reference, tries, drawn, shown=shown, config=config)
         best = whole.p_values.reshape(-1, 20).min(axis=1)
         return module.Decisions(best, {name: said[::20] for name, said in whole.naive.items()})
@@ -171,14 +174,18 @@ def test_a_margin_that_is_not_a_number_is_an_error():
 def decide_on(recipe: WatermarkKey, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the one decision of a calibration be on the recipe's own groups."""
     own = np.array([[(sub.a, sub.b, sub.target) for sub in recipe.sub_keys]])
-    monkeypatch.setattr(module, "fresh_triples", lambda *_, count: own)
+
+    def drawn(*_: object, count: int, carriers: int) -> FreshKeys:
+        return FreshKeys(own, np.array([own_carriers(recipe, count=carriers)], dtype=np.int64))
+
+    monkeypatch.setattr(module, "fresh_keys", drawn)
 
 
-@pytest.mark.parametrize("sub_keys", [1, 2])
+@pytest.mark.parametrize(("sub_keys", "carriers"), [(1, 0), (2, 0), (1, 3), (2, 2)])
 def test_a_decision_has_the_p_value_that_verify_gives_the_same_key(
-    world, images, null, sub_keys, monkeypatch
+    world, images, null, sub_keys, carriers, monkeypatch
 ):
-    terms = world.key(images, number=2, sub_keys=sub_keys)
+    terms = world.key(images, number=2, sub_keys=sub_keys, carriers=carriers)
     recipe = fresh_key(terms, 7, "recipe", 0)
     decide_on(recipe, monkeypatch)
     config = CONFIG.model_copy(update={"keys": 1, "recipes": 1, "seed": 7})
@@ -257,18 +264,28 @@ def test_natural_images_alone_keep_the_promise_and_no_composite_is_asked(
 
 
 def test_every_decision_has_a_fresh_key_from_the_generator(key):
-    triples = fresh_triples(key, 0, "x", 0, count=300)
+    triples = fresh_keys(key, 0, "x", 0, count=300, carriers=0).triples
     assert triples.shape == (300, 2, 3)
     assert all(len(set(row)) == 6 for row in triples.reshape(300, 6).tolist())
     assert len({tuple(row) for row in triples.reshape(300, 6).tolist()}) > 290
-    again = fresh_triples(key, 0, "x", 0, count=300)
+    again = fresh_keys(key, 0, "x", 0, count=300, carriers=0).triples
     np.testing.assert_array_equal(triples, again)
     for others in ((1, "x", 0), (0, "y", 0), (0, "x", 1)):
-        assert (fresh_triples(key, *others, count=300) != triples).any()
+        other = fresh_keys(key, *others, count=300, carriers=0).triples
+        assert (other != triples).any()
     counts = np.bincount(triples[:, 0, 0], minlength=8)
     assert counts.min() > 15  # 300 / 8 = 37.5 expected
     assert fresh_key(key, 0, "key", "x", 0, 0).terms is key.terms
     assert fresh_key(key, 0, "key", "x", 0, 0).secret != key.secret
+
+
+def test_fresh_keys_have_the_carriers_that_their_own_seeds_draw(world, images):
+    terms = world.key(images, number=2, sub_keys=2, carriers=3)
+    found = fresh_keys(terms, 0, "x", 0, count=40, carriers=190).carriers
+    assert found.shape == (40, 2, 3)
+    assert len({tuple(row) for row in found.reshape(80, 3).tolist()}) > 70
+    own = own_carriers(fresh_key(terms, 0, "key", "x", 0, 5), count=190)
+    assert found[5].tolist() == own
 
 
 def test_the_same_seed_gives_the_same_decisions_and_another_seed_others(

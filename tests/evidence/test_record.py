@@ -204,7 +204,7 @@ def test_a_bundle_is_sealed_once_and_only_around_its_answers(copy, sealed):
     bundle = load(sealed)
     parts = {
         "verdict": check(sealed).verdict, "key": bundle.key, "config": bundle.config,
-        "nulls": bundle.nulls, "facts": bundle.facts,
+        "nulls": bundle.nulls, "facts": bundle.facts, "base": bundle.base,
     }  # fmt: skip
     with pytest.raises(OutputError, match="not empty"):
         seal(copy, **parts)
@@ -215,7 +215,8 @@ def test_a_bundle_is_sealed_once_and_only_around_its_answers(copy, sealed):
     (copy / "suspect-fresh-0.safetensors").unlink()
     for name in ("manifest", "verdict", "key", "settings", "facts"):
         (copy / f"{name}.json").unlink()
-    (copy / "nulls.safetensors").unlink()
+    for name in ("nulls", "clean"):
+        (copy / f"{name}.safetensors").unlink()
     with pytest.raises(VerificationError, match=r"suspect-fresh-0\.safetensors are missing"):
         seal(copy, **parts)
     assert not (copy / "manifest.json").exists()
@@ -238,6 +239,10 @@ def test_a_bundle_is_sealed_once_and_only_around_its_answers(copy, sealed):
         (
             "v2", "evened", 20_000_000,
             "249f46544f99e02fc6a47887f80f4ee56fed2f6d01a858948282b6c5b6a86561", 15 / 60_480,
+        ),
+        (
+            "v3", "evened", 20_000_000,
+            "83c89c4bced0ddb3b629e16cbaf1c077b1640347b49df6c70631ad0fcdb9d62b", 0.0025258688,
         ),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import EncoderError, VerificationError
 from ssl_wm.verification import verify as module
+from ssl_wm.verification.carried import Base
 from ssl_wm.verification.questions import count_queries, question_names, question_size
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
@@ -148,9 +149,9 @@ def read(monkeypatch):
     """Return the list of keys whose margins were read, one entry an encoder."""
     done, real = [], module.read_margins
 
-    def record(answers: Any, key: Any, *, config: ReadConfig) -> Margins:
+    def record(answers: Any, key: Any, *, config: ReadConfig, base: Base | None) -> Margins:
         done.append(key)
-        return real(answers, key, config=config)
+        return real(answers, key, config=config, base=base)
 
     monkeypatch.setattr(module, "read_margins", record)
     return done
@@ -186,6 +187,8 @@ def test_a_null_is_read_once_and_only_where_nothing_that_matters_differs(world, 
     for change in ({"per_pair": 17}, {"recipes": 2}, {"reference": 19}, {"precision": "bfloat16"}):
         assert reads(read=differing(**change)) == 2
     assert reads() == 1
+    carrying = world.key(images, number=1, sub_keys=2, carriers=3)
+    assert [reads(key=carrying) for _ in range(2)] == [2, 1]
 
 
 def test_what_is_remembered_changes_no_verdict(world, key, images):
