@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal, Protocol
 
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.removal import distilling, finetune, inputs, outputs, weights
+from ssl_wm.removal import distilling, finetune, flattening, inputs, outputs, weights
 from ssl_wm.removal.given import Given
 
 Kind = Literal["weights", "training", "inputs", "outputs"]
@@ -60,7 +60,8 @@ class Removal:
     def wraps(self) -> bool:
         """Whether it leaves a wrapper around the encoder, which no architecture's name builds."""
         around = (inputs.before, outputs.after)
-        return isinstance(self.run, partial) and self.run.func in around
+        behind = isinstance(self.run, partial) and self.run.func in around
+        return behind or self.run is flattening.flatten
 
 
 WRT = "Lukas et al., IEEE S&P 2022 (Watermark Robustness Toolbox)"
@@ -203,6 +204,11 @@ REMOVALS: dict[str, Removal] = {
         partial(outputs.after, change=outputs.answer_noise), "outputs",
         "deviation, relative to the embedding's root mean square", (0.1, 0.3, 1, 2),
         source="Liu et al., CCS 2022", differs="the same image gets the same noise",
+    ),
+    "flatten": Removal(
+        flattening.flatten, "outputs", "leading coordinates whose products are taken out",
+        (5, 10, 15, 20), low=2, high=1000, whole=True, needs="images",
+        source="own: the adaptive attempt on carriers",
     ),
     "pca-leading": Removal(
         partial(outputs.drop_components, end="leading"), "outputs",

@@ -1,0 +1,90 @@
+"""The adaptive attempt on carriers: products of leading coordinates are taken out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.errors import ConfigError
+from ssl_wm.removal.given import Given, wrapped
+from ssl_wm.removal.outputs import principal_components
+
+RIDGE = 1e-3
+
+
+class Flattened(nn.Module):
+    """An encoder whose answers lose what products of their leading coordinates explain.
+
+    Args:
+        inner: the encoder.
+        mean: (D,) of its answers.
+        axes: (K, D) whitening leading axes.
+        matrix: (P, D) what one unit of each product adds to the answers.
+        offset: (P,) the products' means.
+    """
+
+    mean: Tensor
+    axes: Tensor
+    matrix: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, inner: Encoder, *, mean: Tensor, axes: Tensor, matrix: Tensor, offset: Tensor
+    ) -> None:
+        super().__init__()
+        self.inner = inner
+        for name, value in (("mean", mean), ("axes", axes), ("matrix", matrix), ("offset", offset)):
+            self.register_buffer(name, value.float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the flattened embeddings of ``images`` (B, 3, H, W)."""
+        z: Tensor = self.inner(images).float()
+        return z - (products((z - self.mean) @ self.axes.T) - self.offset) @ self.matrix
+
+
+def products(q: Tensor) -> Tensor:
+    """Return the smooth products (N, K (K - 1) / 2) of every two coordinates of ``q`` (N, K).
+
+    ``h(a + b) - h(a - b)``, ``h(u) = gelu(u) + gelu(-u)``: the very functions that the owner's
+    carriers are made of, since a thief knows the method.
+    """
+    one, two = torch.triu_indices(q.shape[1], q.shape[1], 1, device=q.device)
+    a, b = q[:, one], q[:, two]
+    return _even(a + b) - _even(a - b)
+
+
+def flatten(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
+    """Take out what the products of the ``strength`` leading principal coordinates explain.
+
+    Coordinates, products and their ridge regression (``RIDGE`` of the products' mean variance)
+    are those of the answers to all of the thief's images.
+
+    Raises:
+        ConfigError: more coordinates than the embeddings have.
+    """
+    z = embed(encoder, given.needed).double()
+    count = int(strength)
+    if not 2 <= count <= z.shape[1]:
+        raise ConfigError(
+            f"embeddings of width {z.shape[1]} have 2 to {z.shape[1]} leading coordinates; got "
+            f"{count}"
+        )
+    mean, basis = principal_components(z)
+    spread = ((z - mean) @ basis[:count].T).std(dim=0, correction=0)
+    axes = basis[:count] / spread.clamp(min=1e-12).unsqueeze(1)
+    found = products((z - mean) @ axes.T)
+    offset = found.mean(dim=0)
+    x = found - offset
+    gram = x.T @ x
+    loaded = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    matrix = torch.linalg.solve(loaded, x.T @ (z - mean))
+    return wrapped(
+        Flattened(encoder, mean=mean, axes=axes, matrix=matrix, offset=offset), inner=encoder
+    )
+
+
+def _even(u: Tensor) -> Tensor:
+    return F.gelu(u) + F.gelu(-u)
