@@ -27,10 +27,11 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.files import canonical_json, plain
 from ssl_wm.verification.answers import ask
-from ssl_wm.verification.carried import Base, carried_statistics
+from ssl_wm.verification.carried import Base, carried_shares, carried_statistics
 from ssl_wm.verification.centring import key_statistics
 from ssl_wm.verification.judge import judge
 from ssl_wm.verification.once import once
+from ssl_wm.verification.questions import REFERENCE
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import ReadConfig, SpaceName, VerifyConfig
 from ssl_wm.verification.statistics import draw_joint_keys
@@ -142,11 +143,10 @@ class Judge:
         key, whole = self.opened.key, self._whole
         answers = once(ask(encoder, whole, self.opened.images, config=read))
         in_each = {name: read.model_copy(update={"space": name}) for name in get_args(SpaceName)}
-        base = self._base(read)
-        margins = {
-            name: read_margins(answers, key, config=each, base=base)
-            for name, each in in_each.items()
-        }
+        margins = {name: read_margins(answers, key, config=each) for name, each in in_each.items()}
+        if (base := self._base(read)) is not None:
+            carried = carried_shares(answers(REFERENCE), base)
+            margins = {name: replace(each, carried=carried) for name, each in margins.items()}
         tables = {}
         if self._tries_fresh(cell) and key.chosen is not None:
             tables = {

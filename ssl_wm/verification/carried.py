@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import comb
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,16 @@ class Base:
     z: Tensor
     axes: Axes
 
+    @cached_property
+    def known(self) -> Tensor:
+        """Orthonormal columns (N, k) that span its answers."""
+        return _basis(self.z)
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The carriers (N, P) less what is linear in its answers."""
+        return _without(self.known, _centred(carrier_values(self.z, self.axes)))
+
 
 def reads_carriers(key: OpenKey, config: VerifyConfig) -> bool:
     """Return whether the key has carriers, and the suspect's answers are such as to show them."""
@@ -59,10 +70,8 @@ def carried_shares(z: Tensor, base: Base) -> Tensor:
         z: (N, D') a suspect's answers to the reference images.
         base: the clean encoder's, to the same images.
     """
-    known = _basis(base.z)
-    values = _without(known, _centred(carrier_values(base.z, base.axes)))
-    rows = _scaled(z)
-    left = _without(known, rows)
+    rows, values = _scaled(z), base.values
+    left = _without(base.known, rows)
     if float(left.square().sum()) <= NOTHING * float(rows.square().sum()):
         return torch.zeros(values.shape[1], dtype=torch.float64)
     further = _basis(left)
