@@ -46,7 +46,7 @@ def keep_readings(path: Path, readings: Mapping[str, Reading]) -> Facts:
     for name, reading in readings.items():
         for space, margins in reading.margins.items():
             for part in fields(Margins):
-                tensors[f"{name}/{space}/{part.name}"] = getattr(margins, part.name)
+                tensors[f"{name}/{space}/{part.name}"] = getattr(margins, part.name).clone()
         for space, whole in reading.whole.items():
             tensors[f"{name}/{space}/{WHOLE}"] = whole
     data = pack_tensors(tensors)
