@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import comb
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -131,9 +130,16 @@ def rank_sum_tail(sub_keys: int, *, each: int, count: int) -> np.ndarray:
     return tail
 
 
-def least_p_value(sub_keys: int, *, each: int, count: int) -> float:
-    """Return the p-value of the best places that there are."""
-    return float(comb(count, each)) ** -sub_keys
+def least_p_value(own: Sequence[Sequence[int]], *, count: int) -> float:
+    """Return the p-value of own carriers (S, C) that are known better than all others.
+
+    >>> least_p_value([[7, 2, 4]], count=10) == 1 / 120
+    True
+    """
+    places, shared = np.unique(np.asarray(own), return_counts=True)
+    statistics = torch.zeros(count)
+    statistics[places] = torch.from_numpy(shared + np.linspace(0.5, 0, len(places))).float()
+    return carried_p_value(carried_ranks(statistics, own), count=count)
 
 
 def both(one: np.ndarray | float, other: np.ndarray | float) -> np.ndarray:

@@ -204,8 +204,8 @@ def _test_c(
         return [], subs
     statistics = carried_statistics(margins.carried, [null.carried for null in nulls])
     ranks = carried_ranks(statistics, own)
+    smallest = least_p_value(own, count=count)
     each = key.terms.carriers
-    smallest = least_p_value(len(subs), each=each, count=count)
     says = f"rank sum of {each} carriers a sub-key among {count}, of natural images alone"
     test = TestResult("C", carried_p_value(ranks, count=count), smallest, says)
     return [test], [

@@ -242,7 +242,7 @@ def test_a_bundle_is_sealed_once_and_only_around_its_answers(copy, sealed):
         ),
         (
             "v3", "evened", 20_000_000,
-            "83c89c4bced0ddb3b629e16cbaf1c077b1640347b49df6c70631ad0fcdb9d62b", 0.0025258688,
+            "b1daf27c42b12dafdf00f50f1e156f81ae7c125c74c2a15d4da2e0324dca51b4", 0.0025258688,
         ),
     ],
 )  # fmt: skip

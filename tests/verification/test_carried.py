@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from itertools import combinations, product
+from itertools import combinations, permutations, product
 
 import numpy as np
 import pytest
@@ -116,7 +116,15 @@ def test_the_rank_sum_has_its_exact_null():
     sums = np.array([sum(one) + sum(other) for one, other in product(draws, draws)])
     for least in range(len(tail)):
         assert tail[least] == pytest.approx((sums >= least).mean(), abs=1e-12)
-    assert least_p_value(2, each=EACH, count=7) == pytest.approx(tail[sums.max()])
+    assert least_p_value([[1, 2, 3], [1, 2, 3]], count=7) == pytest.approx(tail[sums.max()])
+
+
+def test_the_least_p_is_that_of_the_best_places_there_are_for_carriers_that_sub_keys_share():
+    own = [[0, 1, 2], [2, 3, 4]]
+    places = permutations(range(3, 8))  # five carriers on the five best places of seven
+    sums = [sum(each) + each[2] for each in places]
+    tail = rank_sum_tail(2, each=EACH, count=7)
+    assert least_p_value(own, count=7) == pytest.approx(tail[max(sums)])
 
 
 def test_one_sub_keys_p_is_that_of_the_wilcoxon_rank_sum_test():
