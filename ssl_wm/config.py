@@ -58,6 +58,7 @@ class KeyConfig(WithLater):
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
         carriers: number of carriers of each sub-key, which ``bend-space`` marks; 0 leaves them out.
+            None means three where the groups are clusters of a clean encoder, else 0.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +70,7 @@ class KeyConfig(WithLater):
     spare: int = Field(0, ge=0)
     families: tuple[str, ...] = ("crop-paste",)
     autoencoder_steps: int = Field(400, ge=0)
-    carriers: int = Field(3, ge=0, le=10)
+    carriers: int | None = Field(None, ge=0, le=10)
 
 
 class Settings(BaseModel):

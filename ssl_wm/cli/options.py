@@ -156,7 +156,7 @@ Carriers = Annotated[
     typer.Option(
         "--carriers", metavar="N", show_default=False,
         help="Number of carriers of each sub-key, which bend-space adds to the answers; the "
-        "default is 3. Give 0 for a mark by any other method.",
+        "default is 3, with labels 0. Give 0 for a mark by any other method.",
     ),
 ]  # fmt: skip
 Method = Annotated[

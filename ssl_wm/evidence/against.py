@@ -21,9 +21,9 @@ from ssl_wm.evidence.check import CheckResult, check
 from ssl_wm.evidence.manifest import DAMAGE, one_line
 from ssl_wm.rng import torch_stream
 from ssl_wm.verification.answers import as_labels, ask
-from ssl_wm.verification.carried import carried_shares
+from ssl_wm.verification.carried import Base, carried_shares
 from ssl_wm.verification.questions import REFERENCE, question_names, render
-from ssl_wm.verification.verify import clean_base, read_nulls
+from ssl_wm.verification.verify import base_of, read_nulls
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -165,9 +165,8 @@ def _other_margins(
             problems.append(f"{NULLS}: null encoder {number} at hand is none of the bundle's")
             continue
         place = number if own is None else named.index(own)
-        committed = bundle.key.terms.encoder
-        if place == (named.index(committed) if committed in named else 0):
-            problems += _other_base(bundle, encoder, images, limit)
+        if bundle.base is not None and named[place] == bundle.key.terms.encoder:
+            problems += _other_base(bundle, bundle.base, encoder, images, limit)
         (margins,) = read_nulls(
             [encoder], bundle.key, images, suspect=bundle.answer, config=bundle.config,
             base=bundle.base,
@@ -186,14 +185,16 @@ def _other_margins(
     return problems
 
 
-def _other_base(bundle: Bundle, clean: Encoder, images: Images, limit: float) -> list[str]:
+def _other_base(
+    bundle: Bundle, stored: Base, clean: Encoder, images: Images, limit: float
+) -> list[str]:
     """Compare what carriers were read against with what the clean encoder at hand answers."""
-    base = clean_base([clean], bundle.key, images, config=bundle.config)
-    if base is None or bundle.base is None:
-        return []
-    z = bundle.answer(REFERENCE)
-    now, stored = (carried_shares(z, each) for each in (base, bundle.base))
-    apart = float((now - stored).abs().max()) if now.shape == stored.shape else math.inf
+    base, z = (
+        base_of(clean, bundle.key, images, config=bundle.config.read),
+        bundle.answer(REFERENCE),
+    )
+    now, before = (carried_shares(z, each) for each in (base, stored))
+    apart = float((now - before).abs().max()) if now.shape == before.shape else math.inf
     if apart <= limit:
         return []
     return [

@@ -75,18 +75,28 @@ def clean_base(
 ) -> Base | None:
     """Return what carriers are read against: the clean encoder; None where they are not read.
 
-    It is the null encoder that the key commits to, or the first one where that is none of them.
+    It is the null encoder that the key commits to: one that was chosen after the suspect was seen
+    could be made to suit it.
 
     Raises:
-        VerificationError: no null encoder was given.
+        VerificationError: no null encoder was given, or none is the one that the key commits to.
     """
     if not nulls:
         raise VerificationError(NO_NULLS)
     if not reads_carriers(key, config):
         return None
     committed = [each for each in nulls if known_digest(each) == key.terms.encoder]
-    clean = committed[0] if key.terms.encoder and committed else nulls[0]
-    answers = ask(clean, key, images, config=config.read)
+    if not committed:
+        raise VerificationError(
+            "the key's carriers are read against the clean encoder that it commits to "
+            f"({str(key.terms.encoder)[:12]}...), and no null encoder is that one; add it: --null"
+        )
+    return base_of(committed[0], key, images, config=config.read)
+
+
+def base_of(clean: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -> Base:
+    """Return what carriers are read against where ``clean`` is the clean encoder."""
+    answers = ask(clean, key, images, config=config)
     return Base(answers(REFERENCE).double(), axes_of(clean, images.train))
 
 

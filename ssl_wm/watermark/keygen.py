@@ -28,7 +28,7 @@ def keygen(
     spare: int = 0,
     families: tuple[str, ...] = ("crop-paste",),
     autoencoder_steps: int = 400,
-    carriers: int = EACH,
+    carriers: int | None = None,
     secret: bytes | None = None,
 ) -> WatermarkKey:
     """Return a fresh key.
@@ -43,7 +43,7 @@ def keygen(
         families: mixer families that the secret may choose among.
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
         carriers: number of carriers of each sub-key (``carriers.py``); 0 for marks without, such as
-            all but ``bend-space``.
+            all but ``bend-space``. None means ``EACH`` where there is an ``encoder``, else 0.
         secret: 32 bytes for experiments that must repeat; None draws them from the system.
 
     Raises:
@@ -62,6 +62,8 @@ def keygen(
             "spare sub-keys are told from the others by what the clean encoder sees; name it, or "
             "leave spare at 0"
         )
+    if carriers is None:
+        carriers = 0 if encoder is None else EACH
     autoencoder = None
     if autoencoder_steps:
         autoencoder = train_autoencoder(images.train, seed=0, steps=autoencoder_steps)

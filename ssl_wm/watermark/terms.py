@@ -52,9 +52,9 @@ class Terms:
         """Check that the groups and mixers suffice.
 
         Raises:
-            ConfigError: too few groups for the sub-keys, too many carriers, an image without a
-                group or a group without images, a fingerprint missing, or a mixer family that is
-                unknown or lacks its autoencoder.
+            ConfigError: too few groups for the sub-keys, too many carriers or no encoder to read
+                them against, an image without a group or a group without images, a fingerprint
+                missing, or a mixer family that is unknown or lacks its autoencoder.
         """
         if set(self.fingerprints) != set(SPLITS):
             raise ConfigError(
@@ -62,6 +62,12 @@ class Terms:
                 f"{', '.join(sorted(self.fingerprints)) or 'none'}"
             )
         self._check_groups()
+        if self.carriers and self.encoder is None:
+            raise ConfigError(
+                "carriers are functions of the clean encoder's answers, so the key has to commit "
+                "to that encoder: name it (--encoder, with clusters as groups), or leave them out "
+                "(--carriers 0)"
+            )
         if not 0 <= self.carriers <= MOST_CARRIERS:
             raise ConfigError(f"a sub-key has 0 to {MOST_CARRIERS} carriers; got {self.carriers}")
         check_sub_keys(self.sub_key_count, groups=len(self.groups), families=self.families)

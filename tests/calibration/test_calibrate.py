@@ -20,6 +20,7 @@ from ssl_wm.calibration.fresh import FreshKeys, fresh_key, fresh_keys, read_comp
 from ssl_wm.calibration.naive import NAIVE, all_margins, bootstrap, of_triples, t_test
 from ssl_wm.calibration.outcome import Calibration
 from ssl_wm.encoders.load import load_encoder
+from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.files import canonical_json, plain
 from ssl_wm.verification.answers import ask
@@ -185,7 +186,8 @@ def decide_on(recipe: WatermarkKey, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_decision_has_the_p_value_that_verify_gives_the_same_key(
     world, images, null, sub_keys, carriers, monkeypatch
 ):
-    terms = world.key(images, number=2, sub_keys=sub_keys, carriers=carriers)
+    bound = {"carriers": carriers, "encoder": encoder_digest(null)}
+    terms = world.key(images, number=2, sub_keys=sub_keys, **bound)
     recipe = fresh_key(terms, 7, "recipe", 0)
     decide_on(recipe, monkeypatch)
     config = CONFIG.model_copy(update={"keys": 1, "recipes": 1, "seed": 7})
@@ -280,7 +282,7 @@ def test_every_decision_has_a_fresh_key_from_the_generator(key):
 
 
 def test_fresh_keys_have_the_carriers_that_their_own_seeds_draw(world, images):
-    terms = world.key(images, number=2, sub_keys=2, carriers=3)
+    terms = world.key(images, number=2, sub_keys=2, carriers=3, encoder="e" * 64)
     found = fresh_keys(terms, 0, "x", 0, count=40, carriers=190).carriers
     assert found.shape == (40, 2, 3)
     assert len({tuple(row) for row in found.reshape(80, 3).tolist()}) > 70

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.evidence.manifest import write_manifest
 from ssl_wm.evidence.record import verify_with_evidence
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
@@ -38,13 +39,14 @@ def rewrite(folder: Path, file: str, *path: str | int, value: object) -> None:
 def evidence(world, tmp_path_factory) -> SimpleNamespace:
     """Return a sealed bundle, what it was made of, and the helpers above."""
     images = world.images(groups=8)
-    key = world.key(images, number=1, carriers=3)
+    clean = world.palette(images)
+    key = world.key(images, number=1, carriers=3, encoder=encoder_digest(clean))
     made = SimpleNamespace(
         folder=tmp_path_factory.mktemp("evidence") / "bundle",
         images=images,
         key=key,
         marked=world.palette(images, key=key),
-        nulls=[world.palette(images), world.convnet()],
+        nulls=[clean, world.convnet()],
         config=VerifyConfig(
             draws=999,
             read=ReadConfig(per_pair=8, recipes=9, reference=20, trigger_count=24, neighbours=5),

@@ -242,7 +242,7 @@ def test_a_bundle_is_sealed_once_and_only_around_its_answers(copy, sealed):
         ),
         (
             "v3", "evened", 20_000_000,
-            "b1daf27c42b12dafdf00f50f1e156f81ae7c125c74c2a15d4da2e0324dca51b4", 0.0025258688,
+            "35e55ccd53061dfaa18b780474ba135fe973e23bd4e51a110f8afbf10ac4ff8d", 0.005411405385,
         ),
     ],
 )  # fmt: skip

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.properties import encoder_digest
+from ssl_wm.errors import VerificationError
 from ssl_wm.verification.carried import (
     Base,
     both,
@@ -161,8 +163,9 @@ def test_two_p_values_combine_as_fisher_says():
 
 
 @pytest.fixture(scope="module")
-def two(world, images):
-    return world.key(images, number=4, sub_keys=2, carriers=EACH)
+def two(world, images, clean):
+    bound = {"carriers": EACH, "encoder": encoder_digest(clean)}
+    return world.key(images, number=4, sub_keys=2, **bound)
 
 
 @pytest.fixture(scope="module")
@@ -219,18 +222,17 @@ def test_a_key_without_carriers_marks_none_and_reads_none(world, images, clean):
 def test_carriers_are_read_against_the_encoder_that_the_key_commits_to(world, images, clean):
     other = Encoder(copy.deepcopy(clean.backbone), preprocessing=clean.preprocessing).eval()
     other.backbone.scale.fill_(2.0)
-    from ssl_wm.encoders.properties import encoder_digest
 
     key = world.key(images, sub_keys=2, carriers=EACH, encoder=encoder_digest(clean))
     base = clean_base([other, clean], key, images, config=CONFIG)
-    alone = clean_base([other], key, images, config=CONFIG)
     assert base is not None
-    assert alone is not None
-    assert torch.allclose(2 * base.z, alone.z)
+    assert torch.equal(base.axes.mean, axes_of(clean, images.train).mean)
+    with pytest.raises(VerificationError, match="no null encoder is that one"):
+        verify(other, key=key, images=images, nulls=[other], config=CONFIG)
 
 
-def test_all_sub_keys_together_are_one_independent_draw_each(world, images):
-    key = world.key(images, sub_keys=2, carriers=EACH)
+def test_all_sub_keys_together_are_one_independent_draw_each(two):
+    key = two
     one, other = own_carriers(key, count=190)
     assert len(one) == len(other) == EACH
     assert one != other

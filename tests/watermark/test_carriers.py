@@ -65,7 +65,7 @@ def test_each_carrier_is_the_smooth_product_of_its_two_coordinates():
 def test_a_sub_key_draws_different_carriers_and_all_alike(world):
     counts = np.zeros(10)
     for number in range(400):
-        key = world.tiny_key(number, groups=9, sub_keys=3, carriers=EACH)
+        key = world.tiny_key(number, groups=9, sub_keys=3, carriers=EACH, encoder="e" * 64)
         for places in own_carriers(key, count=10):
             assert len(set(places)) == EACH
             counts[places] += 1
@@ -75,13 +75,13 @@ def test_a_sub_key_draws_different_carriers_and_all_alike(world):
 
 
 def test_revealed_sub_keys_name_the_same_carriers(world):
-    key = world.tiny_key(0, groups=9, sub_keys=3, carriers=EACH)
+    key = world.tiny_key(0, groups=9, sub_keys=3, carriers=EACH, encoder="e" * 64)
     whole = own_carriers(key, count=190)
     assert own_carriers(key.reveal([1]), count=190) == [whole[1]]
 
 
 def test_too_few_carriers_leave_none_to_draw(world):
-    key = world.tiny_key(0, groups=9, sub_keys=3, carriers=EACH)
+    key = world.tiny_key(0, groups=9, sub_keys=3, carriers=EACH, encoder="e" * 64)
     assert own_carriers(key, count=EACH) == [[] for _ in key.sub_keys]
 
 
