@@ -114,11 +114,11 @@ def test_licensees_get_different_keys_over_the_same_groups(at, tmp_path):
         assert told_of["adjusted_p_value"] >= told_of["p_value"]
 
 
-def test_a_verdict_tells_all_three_tests_and_what_was_asked(at):
+def test_a_verdict_tells_all_four_tests_and_what_was_asked(at):
     ran = verify(at)
     verdict = ran.json
-    assert [test["name"] for test in verdict["tests"]] == ["A1", "A2", "B"]
-    assert verdict["tests"][2]["smallest_p"] == 0.5
+    assert [test["name"] for test in verdict["tests"]] == ["A1", "C", "A2", "B"]
+    assert verdict["tests"][3]["smallest_p"] == 0.5
     assert f"the suspect will be sent {verdict['facts']['queries']:,} images" in ran.err
     assert verdict["facts"]["clean_encoder_committed"] == load_key(at / "owner.key").terms.encoder
 
