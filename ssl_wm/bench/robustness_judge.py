@@ -185,7 +185,7 @@ class Judge:
         if (read, key.name) not in self._known:
             self._known[read, key.name] = [
                 read_margins(
-                    once(ask(null, key, self.opened.images, config=read)), key, config=read,
+                    ask(null, key, self.opened.images, config=read), key, config=read,
                     base=self._base(read),
                 )
                 for null in self.opened.nulls.values()

@@ -57,3 +57,26 @@ def evening(z: Tensor, *, floor: float = 3.0) -> Tensor:
     shrunk = axes * (variances.clamp(min=0) / mean + floor).rsqrt()
     even: Tensor = shrunk @ axes.T / (scale * mean.sqrt())
     return even
+
+
+def smooth_products(q: Tensor) -> Tensor:
+    """Return the smooth products (N, K (K - 1) / 2) of every two coordinates of ``q`` (N, K).
+
+    ``h(a + b) - h(a - b)`` with ``h(u) = gelu(u) + gelu(-u)``, which is u^2 near 0 (up to a factor)
+    and |u| far from it: near 0 the product of a and b, and far away
+    ``2 sign(ab) min(|a|, |b|)``, so that no row goes far. Pairs in the order of ``pairs_of``.
+
+    >>> smooth_products(torch.tensor([[10.0, -3.0], [0.0, 5.0]])).round().flatten().tolist()
+    [-6.0, 0.0]
+    """
+    a, b = (q[:, side] for side in pairs_of(q.shape[1]).to(q.device).T)
+    return _even(a + b) - _even(a - b)
+
+
+def pairs_of(count: int) -> Tensor:
+    """Return every two of ``count`` places, (count (count - 1) / 2, 2)."""
+    return torch.triu_indices(count, count, 1).T
+
+
+def _even(u: Tensor) -> Tensor:
+    return F.gelu(u) + F.gelu(-u)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.space import smooth_products
 from ssl_wm.errors import ConfigError
 from ssl_wm.removal.given import Given, wrapped
 from ssl_wm.removal.outputs import principal_components
@@ -42,23 +42,13 @@ class Flattened(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the flattened embeddings of ``images`` (B, 3, H, W)."""
         z: Tensor = self.inner(images).float()
-        return z - (products((z - self.mean) @ self.axes.T) - self.offset) @ self.matrix
-
-
-def products(q: Tensor) -> Tensor:
-    """Return the smooth products (N, K (K - 1) / 2) of every two coordinates of ``q`` (N, K).
-
-    ``h(a + b) - h(a - b)``, ``h(u) = gelu(u) + gelu(-u)``: the very functions that the owner's
-    carriers are made of, since a thief knows the method.
-    """
-    one, two = torch.triu_indices(q.shape[1], q.shape[1], 1, device=q.device)
-    a, b = q[:, one], q[:, two]
-    return _even(a + b) - _even(a - b)
+        return z - (smooth_products((z - self.mean) @ self.axes.T) - self.offset) @ self.matrix
 
 
 def flatten(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
     """Take out what the products of the ``strength`` leading principal coordinates explain.
 
+    These are the very functions that carriers are made of, since a thief knows the method.
     Coordinates, products and their ridge regression (``RIDGE`` of the products' mean variance)
     are those of the answers to all of the thief's images.
 
@@ -75,7 +65,7 @@ def flatten(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
     mean, basis = principal_components(z)
     spread = ((z - mean) @ basis[:count].T).std(dim=0, correction=0)
     axes = basis[:count] / spread.clamp(min=1e-12).unsqueeze(1)
-    found = products((z - mean) @ axes.T)
+    found = smooth_products((z - mean) @ axes.T)
     offset = found.mean(dim=0)
     x = found - offset
     gram = x.T @ x
@@ -84,7 +74,3 @@ def flatten(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
     return wrapped(
         Flattened(encoder, mean=mean, axes=axes, matrix=matrix, offset=offset), inner=encoder
     )
-
-
-def _even(u: Tensor) -> Tensor:
-    return F.gelu(u) + F.gelu(-u)

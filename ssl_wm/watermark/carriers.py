@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ssl_wm.encoders.embeddings import embed
+from ssl_wm.encoders.space import pairs_of, smooth_products
 from ssl_wm.errors import ConfigError
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.derivation import stream_of
@@ -83,20 +84,15 @@ def axes_of(encoder: Encoder, images: ImageSet) -> Axes:
 
 def axis_pairs(axes: Axes) -> Tensor:
     """Return which two coordinates each carrier multiplies, (P, 2), P = K (K - 1) / 2."""
-    count = axes.directions.shape[1]
-    return torch.triu_indices(count, count, 1).T
+    return pairs_of(axes.directions.shape[1])
 
 
 def carrier_values(z: Tensor, axes: Axes) -> Tensor:
     """Return every carrier of embeddings ``z`` (N, D) by the clean encoder, (N, P) float64.
 
-    ``h(q_i + q_j) - h(q_i - q_j)`` with ``h(u) = gelu(u) + gelu(-u)``, which is u^2 near 0 (up to
-    a factor) and |u| far from it: near 0 the product ``q_i q_j``, and far away
-    ``2 sign(q_i q_j) min(|q_i|, |q_j|)``, so that no image goes far.
+    The smooth products of two of its leading coordinates.
     """
-    q = (z.double() - axes.mean) @ axes.directions
-    first, second = (q[:, side] for side in axis_pairs(axes).T)
-    return _even(first + second) - _even(first - second)
+    return smooth_products((z.double() - axes.mean) @ axes.directions)
 
 
 def own_carriers(key: OpenKey, *, count: int) -> list[list[int]]:
@@ -157,7 +153,3 @@ class Carriers(nn.Module):
         """Return the moves (N, D) of embeddings ``z`` (N, D), in z's precision."""
         first, bias, last = (part.to(z.dtype) for part in (self.first, self.bias, self.last))
         return F.linear(F.gelu(F.linear(z, first, bias)), last)
-
-
-def _even(u: Tensor) -> Tensor:
-    return F.gelu(u) + F.gelu(-u)

@@ -8,8 +8,9 @@ import torch
 
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.space import smooth_products
 from ssl_wm.errors import ConfigError
-from ssl_wm.removal.flattening import flatten, products
+from ssl_wm.removal.flattening import flatten
 from ssl_wm.removal.given import Given
 from ssl_wm.removal.remove import remove
 
@@ -24,7 +25,7 @@ class Pixels(torch.nn.Module):
     def forward(self, images):
         q = images[:, :, 0, 0] * torch.tensor([4.0, 3.0, 2.0])
         centred = (q - q.new_tensor([2.0, 1.5, 1.0])) / q.new_tensor([1.15, 0.87, 0.58])
-        added = self.strength * products(centred)[:, :1]
+        added = self.strength * smooth_products(centred)[:, :1]
         return torch.cat([q, added], dim=1)
 
 
@@ -35,16 +36,6 @@ def images(world):
 
 def encoder_of(world, strength):
     return Encoder(Pixels(strength), preprocessing=world.flat).eval()
-
-
-def test_products_are_those_of_numpy():
-    from math import erf, sqrt
-
-    q = np.random.default_rng(0).normal(size=(5, 3))
-    even = np.vectorize(lambda u: u * erf(u / sqrt(2)))
-    pairs = [(0, 1), (0, 2), (1, 2)]
-    expected = np.stack([even(q[:, i] + q[:, j]) - even(q[:, i] - q[:, j]) for i, j in pairs], 1)
-    np.testing.assert_allclose(products(torch.from_numpy(q)).numpy(), expected, atol=1e-12)
 
 
 def test_a_coordinate_that_is_a_product_is_taken_out(world, images):
@@ -62,7 +53,7 @@ def test_the_regression_is_scikit_learns(world, images):
     mean = z.mean(axis=0)
     _, scales, axes = np.linalg.svd(z - mean, full_matrices=False)
     q = (z - mean) @ axes[:2].T / (scales[:2] / np.sqrt(len(z)))
-    x = products(torch.from_numpy(q)).numpy()
+    x = smooth_products(torch.from_numpy(q)).numpy()
     load = 1e-3 * ((x - x.mean(axis=0)) ** 2).sum(axis=0).mean()
     expected = z - (Ridge(load).fit(x, z).predict(x) - mean)
     found = embed(remove(encoder, attempt="flatten", strength=2, images=images), images)
