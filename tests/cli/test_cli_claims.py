@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,10 @@ def test_a_later_look_has_a_smaller_limit(at):
 def test_one_sub_key_is_enough_and_its_choice_is_paid_for(at):
     one = verify(at, "--sub-key", 1).json
     assert [sub["index"] for sub in one["sub_keys"]] == [1]
-    assert one["p_value"] == pytest.approx(min(1, 3 * one["sub_keys"][0]["p_value"]))
+    composites, carriers = one["tests"][:2]
+    assert composites["p_value"] == pytest.approx(min(1, 3 * one["sub_keys"][0]["p_value"]))
+    product = one["sub_keys"][0]["p_value"] * carriers["p_value"] / 3
+    assert one["p_value"] == pytest.approx(min(1, 3 * product * (1 - math.log(product))))
     missing = verify(at, "--sub-key", 3)
     assert missing.code == 2
     assert "sub-keys 0 to 2" in missing.err
