@@ -21,8 +21,8 @@ from ssl_wm.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 
 FORMAT, VERSION = "ssl-wm-evidence", 3
 READ = (1, 2, 3)
-"""Versions that are read. Settings of 1 know no counting of joint keys, those of 2 no carriers
-(``later.py``)."""
+"""Versions that are read. Settings of 1 know no counting of joint keys (``later.py``), keys of
+1 and 2 no carriers."""
 MANIFEST = "manifest.json"
 DAMAGE = (SslWmError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
           ValueError, OSError, MemoryError)  # fmt: skip
