@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_wm.encoders.embeddings import embed
-from ssl_wm.report import FeatureMap, Gallery, NullPlot, ReportData
+from ssl_wm.report import FeatureMap, Gallery, ReportData
+from ssl_wm.report.shown import carrier_plot, null_plot
 from ssl_wm.rng import torch_stream
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.readings import read_space
@@ -42,7 +43,7 @@ def report_data(
         result: what ``run_benchmark`` returns.
         key: whose first sub-key is shown.
         images: composites are made of the test images.
-        verdicts: by encoder name, with their null statistics.
+        verdicts: by encoder name, with what their tests ranked.
         encoders: whose feature spaces are mapped.
     """
     sub_key = key.sub_keys[0]
@@ -57,11 +58,13 @@ def report_data(
         result=dict(result),
         gallery=gallery(key, sub_key, images),
         maps={name: feature_map(e, key, sub_key, images) for name, e in encoders.items()},
-        nulls={
-            name: NullPlot(verdict.null, verdict.position, verdict.p_value)
-            for name, verdict in verdicts.items()
-        },
+        nulls={name: null_plot(verdict) for name, verdict in verdicts.items()},
         settings=settings,
+        carriers={
+            name: plot
+            for name, verdict in verdicts.items()
+            if (plot := carrier_plot(verdict)) is not None
+        },
     )
 
 

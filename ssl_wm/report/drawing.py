@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from ssl_wm.errors import VerificationError
 from ssl_wm.report.words import printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, MUTED, LINE, ACCENT = "#1b2430", "#5a6572", "#d9dee4", "#d55e00"
@@ -55,6 +57,35 @@ def new_figure(width: float, height: float) -> Figure:
     figure = NewFigure(figsize=(width, height), dpi=200)
     FigureCanvasAgg(figure)
     return figure
+
+
+def panels_of(
+    figure: Figure, lines: int, columns: int, *, used: int, sharey: bool = False
+) -> list[Axes]:
+    """Return the first ``used`` panels of a grid; the others are left blank."""
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flat)
+    for axes in panels[used:]:
+        axes.set_axis_off()
+    return panels[:used]
+
+
+def columns_for(panels: int) -> int:
+    """Return in how many columns so many panels stand, so that few places stay blank.
+
+    >>> [columns_for(panels) for panels in (1, 2, 3, 4, 5, 8)]
+    [1, 2, 3, 4, 3, 4]
+    """
+    return min(panels, 4 if panels in (4, 7, 8) else 3)
+
+
+def need(parts: Mapping[str, Any], what: str) -> None:
+    """Refuse to draw nothing.
+
+    Raises:
+        VerificationError: there is no part.
+    """
+    if not parts:
+        raise VerificationError(f"expected {what} of at least one encoder, got none: leave it out")
 
 
 def svg_bytes(figure: Figure) -> bytes:

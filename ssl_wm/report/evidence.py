@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_wm.errors import VerificationError
 from ssl_wm.evidence.check import CheckResult, check
 from ssl_wm.report.html import _inline
-from ssl_wm.report.shown import NullPlot
+from ssl_wm.report.shown import carrier_plot, null_plot
 from ssl_wm.report.tables import setting_rows, sub_key_rows
 from ssl_wm.report.words import (
     DASH,
@@ -248,10 +248,12 @@ def _sub_keys(bundle: Bundle, told: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _figures(verdict: Verdict, gallery: Gallery | None, name: str) -> dict[str, str]:
-    from ssl_wm.report import plots
+    from ssl_wm.report import plots, rank_plots
 
-    null = NullPlot(verdict.null, verdict.position, verdict.p_value)
-    found = {"null": _inline(plots.null_figure({name: null}))}
+    found = {"null": _inline(rank_plots.null_figure({name: null_plot(verdict)}))}
+    carried = carrier_plot(verdict)
+    if carried is not None:
+        found["carriers"] = _inline(rank_plots.carriers_figure({name: carried}))
     if gallery is not None:
         found["gallery"] = _inline(plots.gallery_figure(gallery))
     return found

@@ -61,7 +61,7 @@ def render_html(data: ReportData) -> str:
 
 def _figures(data: ReportData) -> dict[str, str]:
     """Return each figure that has data as a ``data:`` address."""
-    from ssl_wm.report import plots
+    from ssl_wm.report import plots, rank_plots
 
     found: dict[str, str] = {}
     if data.result.get("utility") or data.result.get("verdicts"):
@@ -71,7 +71,9 @@ def _figures(data: ReportData) -> dict[str, str]:
     if data.maps:
         found["maps"] = _inline(plots.maps_figure(data.maps))
     if data.nulls:
-        found["nulls"] = _inline(plots.null_figure(data.nulls))
+        found["nulls"] = _inline(rank_plots.null_figure(data.nulls))
+    if data.carriers:
+        found["carriers"] = _inline(rank_plots.carriers_figure(data.carriers))
     return found
 
 

@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssl_wm.errors import VerificationError
-from ssl_wm.report.drawing import ACCENT, INK, LINE, MUTED, WIDTH, label, new_figure, styled
-from ssl_wm.report.words import DASH, count, finite, p_text, percent
+from ssl_wm.report.drawing import (
+    ACCENT,
+    INK,
+    LINE,
+    MUTED,
+    WIDTH,
+    columns_for,
+    label,
+    need,
+    new_figure,
+    panels_of,
+    styled,
+)
+from ssl_wm.report.words import DASH, count, finite, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ssl_wm.report.shown import FeatureMap, Gallery, NullPlot
+    from ssl_wm.report.shown import FeatureMap, Gallery
 
 GAP = 2  # pixels of the images between two tiles of the gallery
 HEAD = 0.34  # inches for the gallery's headings
@@ -121,14 +132,14 @@ def maps_figure(maps: Mapping[str, FeatureMap]) -> Figure:
     """
     from matplotlib.lines import Line2D
 
-    _need(maps, "a feature map")
-    columns = min(len(maps), 4 if len(maps) in (4, 7, 8) else 3)
+    need(maps, "a feature map")
+    columns = columns_for(len(maps))
     lines = math.ceil(len(maps) / columns)
     size = min(WIDTH / columns, 3.6)
     height = lines * size + 0.45
     with styled():
         figure = new_figure(WIDTH, height)
-        panels = _panels(figure, lines, columns, used=len(maps))
+        panels = panels_of(figure, lines, columns, used=len(maps))
         for axes, (name, item) in zip(panels, maps.items(), strict=True):
             _scatter(axes, name, item)
         order = [*list(KINDS)[1:], "other"]
@@ -142,15 +153,6 @@ def maps_figure(maps: Mapping[str, FeatureMap]) -> Figure:
         figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.32 / height, bottom=0.5 / height,
                                wspace=0.06, hspace=0.2)  # fmt: skip
     return figure
-
-
-def _panels(
-    figure: Figure, lines: int, columns: int, *, used: int, sharey: bool = False
-) -> list[Axes]:
-    panels = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flat)
-    for axes in panels[used:]:
-        axes.set_axis_off()
-    return panels[:used]
 
 
 def _scatter(axes: Axes, name: str, item: FeatureMap) -> None:
@@ -170,75 +172,6 @@ def _scatter(axes: Axes, name: str, item: FeatureMap) -> None:
                   transform=axes.transAxes, size=8, color=MUTED)  # fmt: skip
 
 
-def null_figure(nulls: Mapping[str, NullPlot]) -> Figure:
-    """Return one panel for each encoder: the decoys' statistics ``(n,)`` and the key's place.
-
-    All panels share the horizontal axis, so that the distance of the key can be compared.
-
-    Raises:
-        VerificationError: there is no null.
-    """
-    _need(nulls, "a permutation null")
-    columns = min(len(nulls), 4 if len(nulls) in (4, 7, 8) else 3)
-    lines = math.ceil(len(nulls) / columns)
-    values = [_finite_only(item.null) for item in nulls.values()]
-    places = [place for item in nulls.values() if (place := finite(item.statistic)) is not None]
-    everything = np.concatenate([*values, np.array(places, dtype=float), np.zeros(1)])
-    low, high = float(everything.min()), float(everything.max())
-    room = 0.06 * ((high - low) or 1.0)
-    limits = (low - room, high + room)
-    peak = max(int(np.histogram(part, 60, limits)[0].max(initial=1)) for part in values)
-    height = 2.45 * lines + 0.05
-    with styled():
-        figure = new_figure(WIDTH, height)
-        panels = _panels(figure, lines, columns, used=len(nulls), sharey=True)
-        for place, (name, item) in enumerate(nulls.items()):
-            _histogram(panels[place], values[place], finite(item.statistic), limits, 1.28 * peak)
-            panels[place].set_title(label(name), weight="bold", size=10.5, loc="left", pad=8)
-            panels[place].set_title(f"p = {p_text(item.p_value)}", size=10.5, loc="right", pad=8)
-            panels[place].set_xlabel(f"fit of a key ({count(len(values[place]))} decoys)")
-        for place in range(0, len(nulls), columns):
-            panels[place].set_ylabel("decoy keys")
-        figure.subplots_adjust(left=0.055, right=0.995, top=1 - 0.36 / height,
-                               bottom=0.45 / height, wspace=0.14, hspace=0.5)  # fmt: skip
-    return figure
-
-
-def _finite_only(values: Tensor) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = values.detach().cpu().double().numpy().reshape(-1)
-    return array[np.isfinite(array)]
-
-
-def _histogram(
-    axes: Axes,
-    null: NDArray[np.float64],
-    key: float | None,
-    limits: tuple[float, float],
-    top: float,
-) -> None:
-    everyone, edges = np.histogram(null, bins=60, range=limits)
-    beyond, _ = np.histogram(null[null >= (math.inf if key is None else key)], edges)
-    axes.bar(edges[:-1], everyone, np.diff(edges), align="edge", color="#9fb3c4")
-    axes.bar(edges[:-1], beyond, np.diff(edges), align="edge", color="#f0b27a")
-    axes.set(xlim=limits, ylim=(0, top))
-    axes.locator_params(axis="both", nbins=5)
-    axes.tick_params(axis="x", pad=5)
-    axes.grid(axis="y", color="#eef1f4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-    if key is not None:
-        axes.axvline(key, color=ACCENT, linewidth=2.0)
-        right = key > sum(limits) / 2
-        axes.annotate("owner's key", (key, top * 0.985), (-5 if right else 5, 0), va="top",
-                      textcoords="offset points", ha="right" if right else "left",
-                      color=ACCENT, weight="bold", size=9)  # fmt: skip
-
-
-def _need(parts: Mapping[str, Any], what: str) -> None:
-    if not parts:
-        raise VerificationError(f"expected {what} of at least one encoder, got none: leave it out")
-
-
 def bars_figure(result: Mapping[str, Any]) -> Figure:
     """Return bars for each encoder: utility (linear, kNN) at the left, WSR and WFPR at the right.
 
@@ -250,13 +183,13 @@ def bars_figure(result: Mapping[str, Any]) -> Figure:
     """
     utility, verdicts = result.get("utility") or {}, result.get("verdicts") or {}
     names = list(dict.fromkeys([*utility, *verdicts]))
-    _need(dict.fromkeys(names), "utility or a verdict")
+    need(dict.fromkeys(names), "utility or a verdict")
     shown = [label(name, limit=30) for name in names]
     left = 0.2 + 0.085 * max(9, *map(len, shown))  # inches for the names
     height = 0.58 * len(names) + 0.72
     with styled():
         figure = new_figure(WIDTH, height)
-        panels = _panels(figure, 1, 2, used=2, sharey=True)
+        panels = panels_of(figure, 1, 2, used=2, sharey=True)
         _bars(panels[0], [utility.get(name) or {} for name in names],
               {"linear": ("linear probe", "#0072b2"), "knn": ("kNN", "#7cc4ea")})  # fmt: skip
         marks = [verdicts.get(name) or {} for name in names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,8 @@ from ssl_wm.report.words import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ssl_wm.verification.verdict import Verdict
 
 KINDS = ("source A", "source B", "target", "composite", "other")
 
@@ -87,16 +89,31 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class NullPlot:
-    """The permutation null of one encoder with the key's place in it.
+    """The null of test A1 on one encoder with the key's place in it.
 
     Attributes:
         null: float ``(n,)``, the statistic of each decoy key.
         statistic: the statistic of the owner's key.
-        p_value: its p-value, 0 to 1.
+        p_value: of the test, 0 to 1.
     """
 
     null: Tensor
     statistic: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class CarrierPlot:
+    """How well one encoder knows every carrier (test C), the owner's among them.
+
+    Attributes:
+        values: float ``(n,)``, the statistic of each carrier.
+        own: float ``(m,)``, those of the owner's.
+        p_value: of the test, 0 to 1.
+    """
+
+    values: Tensor
+    own: Tensor
     p_value: float
 
 
@@ -110,8 +127,9 @@ class ReportData:
             accuracies and rates as fractions 0 to 1; either part and any value may be missing.
         gallery: composites next to their sources, or None.
         maps: NAME -> feature map; empty for none.
-        nulls: NAME -> permutation null; empty for none.
+        nulls: NAME -> null of test A1; empty for none.
         settings: settings and versions, nested as they like.
+        carriers: NAME -> how well carriers are known; empty for none.
     """
 
     title: str
@@ -120,3 +138,20 @@ class ReportData:
     maps: dict[str, FeatureMap]
     nulls: dict[str, NullPlot]
     settings: dict[str, Any]
+    carriers: dict[str, CarrierPlot] = field(default_factory=dict)
+
+
+def null_plot(verdict: Verdict) -> NullPlot:
+    """Return the random keys that test A1 ranked, with its p-value."""
+    tests = {test.name: test for test in verdict.tests}
+    return NullPlot(verdict.null, verdict.position, tests["A1"].p_value)
+
+
+def carrier_plot(verdict: Verdict) -> CarrierPlot | None:
+    """Return the carriers that test C ranked, with its p-value; None where it was not made."""
+    tests = {test.name: test for test in verdict.tests}
+    if "C" not in tests:
+        return None
+    places = [place - 1 for sub in verdict.sub_keys for place in sub.carriers]
+    own = verdict.carried.sort().values[places]
+    return CarrierPlot(verdict.carried, own, tests["C"].p_value)

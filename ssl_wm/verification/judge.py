@@ -67,7 +67,8 @@ def judge(
     )
     subs = _sub_verdicts(margins, nulls, rates, statistics, key)
     first, null, position = _test_a1(statistics, subs, key, config)
-    carried, subs = _test_c(margins, nulls, subs, key)
+    known = carried_statistics(margins.carried, [null.carried for null in nulls])
+    carried, subs = _test_c(known, subs, key)
     found = [first, *carried, *_test_a2(margins, nulls), _test_b(margins, nulls, key)]
     tests = [_for_the_choice(test, key) for test in found]
     main = _for_the_choice(_together([first, *carried]), key)
@@ -101,6 +102,7 @@ def judge(
         },
         position=position,
         null=null,
+        carried=known,
     )
 
 
@@ -195,14 +197,13 @@ def _test_a2(margins: Margins, nulls: Sequence[Margins]) -> list[TestResult]:
 
 
 def _test_c(
-    margins: Margins, nulls: Sequence[Margins], subs: list[SubVerdict], key: OpenKey
+    statistics: Tensor, subs: list[SubVerdict], key: OpenKey
 ) -> tuple[list[TestResult], list[SubVerdict]]:
     """Return the test on carriers, where they were read, and the sub-keys with their places."""
-    count = len(margins.carried)
+    count = len(statistics)
     own = own_carriers(key, count=count)
     if not any(own):
         return [], subs
-    statistics = carried_statistics(margins.carried, [null.carried for null in nulls])
     ranks = carried_ranks(statistics, own)
     smallest = least_p_value(own, count=count)
     each = key.terms.carriers

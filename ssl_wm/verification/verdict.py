@@ -80,8 +80,9 @@ class Verdict:
         reason: the decision in words.
         sub_keys: one entry each.
         facts: commitment, digests, counts and settings.
-        null: statistics of decoy keys, for a plot; not part of the dictionary.
+        null: what test A1 ranks, of decoy keys, for a plot; not part of the dictionary.
         position: the key's own statistic on the scale of ``null``.
+        carried: (P,) what test C ranks, of every carrier, for a plot likewise; (0,) without it.
     """
 
     decision: str
@@ -98,11 +99,12 @@ class Verdict:
     facts: dict[str, Any]
     position: float
     null: Tensor = field(repr=False)
+    carried: Tensor = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the plot's data, JSON-ready."""
+        """Return all but the plots' data, JSON-ready."""
         whole = asdict(self)
-        del whole["null"]
+        del whole["null"], whole["carried"]
         return whole
 
     @property

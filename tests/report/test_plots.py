@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from ssl_wm.errors import DataError, VerificationError
-from ssl_wm.report import FeatureMap, Gallery, NullPlot
+from ssl_wm.report import CarrierPlot, FeatureMap, Gallery, NullPlot
 from ssl_wm.report.drawing import label, svg_bytes
-from ssl_wm.report.plots import bars_figure, gallery_figure, maps_figure, null_figure
+from ssl_wm.report.plots import bars_figure, gallery_figure, maps_figure
+from ssl_wm.report.rank_plots import carriers_figure, null_figure
 
 HOSTILE = ["$\\frac{", "a $x$ b", "<script>&\"'", "猫 \x00\x1b[31m\udcff", "_" * 300, "", "\\$^{}"]
 
@@ -39,6 +40,11 @@ def null_plot(n: int = 50, statistic: float = 4.0) -> NullPlot:
     return NullPlot(null, statistic, 1 / (n + 1))
 
 
+def carrier_plot(n: int = 20, own: int = 3) -> CarrierPlot:
+    values = torch.randn(n, generator=torch.Generator().manual_seed(n)).square()
+    return CarrierPlot(values, values[:own], 0.2)
+
+
 def result(names: list[str], sub_keys: int = 1) -> dict:
     reader = {"wsr": 0.7, "wsr_interval": [0.6, 0.8], "wfpr": 0.1, "wfpr_interval": [0.0, 0.2]}
     part = {"readers": {"linear": reader}}
@@ -54,6 +60,7 @@ FIGURES = {
     "maps": lambda name="clean": maps_figure({name: feature_map()}),
     "bars": lambda name="clean": bars_figure(result([name, "stolen"])),
     "null": lambda name="clean": null_figure({name: null_plot()}),
+    "carriers": lambda name="clean": carriers_figure({name: carrier_plot()}),
 }
 
 
@@ -189,7 +196,8 @@ def test_maps_legend_names_only_the_kinds_that_are_there():
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5])
 @pytest.mark.parametrize(
-    ("draw", "part"), [(maps_figure, feature_map(1)), (null_figure, null_plot(5))]
+    ("draw", "part"),
+    [(maps_figure, feature_map(1)), (null_figure, null_plot(5)), (carriers_figure, carrier_plot())],
 )
 def test_any_number_of_panels_is_drawn_and_named(draw, part, n):
     names = [f"encoder {k}" for k in range(n)]
@@ -241,6 +249,23 @@ def test_degenerate_nulls_are_drawn_without_nan(null, statistic, p):
     assert not [text for text in shown if "nan" in text.lower() or "None" in text]
 
 
+def test_every_carrier_is_counted_and_each_of_the_owners_has_a_stroke_at_its_place():
+    plot = CarrierPlot(torch.tensor([0.0, 0.01, 0.1, 0.2, 0.4]), torch.tensor([0.2, 0.4]), 0.01)
+    (axes,) = carriers_figure({"x": plot}).axes
+    everyone, own = axes.containers
+    assert sum(bar.get_height() for bar in everyone) == 5
+    assert [bar.get_x() < 20 < bar.get_x() + bar.get_width() for bar in own].count(True) == 1
+    assert sum(bar.get_height() for bar in own) == 2
+    (strokes,) = axes.collections
+    assert [one[0][0] for one in strokes.get_segments()] == pytest.approx([20.0, 40.0])
+
+
+@pytest.mark.parametrize("values", [torch.zeros(0), torch.zeros(6), torch.full((6,), float("nan"))])
+def test_carriers_of_which_nothing_is_known_are_drawn_without_nan(values):
+    shown = words(carriers_figure({"x": CarrierPlot(values, values[:2], 1.0)}))
+    assert not [text for text in shown if "nan" in text.lower()]
+
+
 def test_bars_are_in_per_cent_and_whiskers_are_the_intervals():
     left, right = bars_figure(result(["stolen"])).axes
     assert [bar.get_width() for bar in left.patches] == pytest.approx([90, 80])
@@ -284,7 +309,7 @@ def test_many_encoders_make_a_taller_figure():
     assert many.get_figheight() > 5 * few.get_figheight()
 
 
-@pytest.mark.parametrize("draw", [bars_figure, maps_figure, null_figure])
+@pytest.mark.parametrize("draw", [bars_figure, maps_figure, null_figure, carriers_figure])
 def test_a_figure_of_nothing_is_refused(draw):
     with pytest.raises(VerificationError, match="at least one encoder"):
         draw({})

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import VerificationError
+from ssl_wm.report.shown import carrier_plot, null_plot
+from ssl_wm.verification.answers import ask
 from ssl_wm.verification.carried import (
     Base,
     both,
@@ -24,6 +26,7 @@ from ssl_wm.verification.carried import (
     least_p_value,
     rank_sum_tail,
 )
+from ssl_wm.verification.questions import REFERENCE
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.verify import clean_base, verify
 from ssl_wm.watermark.bend_settings import BendSpaceConfig
@@ -186,6 +189,21 @@ def test_an_encoder_with_the_carriers_alone_is_detected_by_them(clean, carrying,
     assert carried_p_value(ranks, count=count) == tests["C"].p_value
 
 
+def test_what_is_drawn_of_a_verdict_is_what_each_test_ranked(clean, carrying, images, two):
+    verdict = verify(carrying, key=two, images=images, nulls=[clean], config=CONFIG)
+    tests = {test.name: test for test in verdict.tests}
+    assert null_plot(verdict).p_value == tests["A1"].p_value
+    plot = carrier_plot(verdict)
+    base = clean_base([clean], two, images, config=CONFIG)
+    shares = carried_shares(ask(carrying, two, images, config=CONFIG.read)(REFERENCE), base)
+    known = carried_statistics(shares, [])
+    assert plot.p_value == tests["C"].p_value
+    assert torch.allclose(plot.values, known, atol=1e-9)
+    own = [place for places in own_carriers(two, count=len(known)) for place in places]
+    assert torch.allclose(plot.own.sort().values, known[own].sort().values, atol=1e-9)
+    assert plot.own.min() > plot.values.median()
+
+
 def test_an_encoder_without_them_is_not(clean, images, two):
     other = copy.deepcopy(clean)
     draw = torch.Generator().manual_seed(0)
@@ -216,6 +234,7 @@ def test_a_key_without_carriers_marks_none_and_reads_none(world, images, clean):
     assert embedder.bend.carriers is None
     verdict = verify(embedder.marked(), key=key, images=images, nulls=[clean], config=CONFIG)
     assert "C" not in {test.name for test in verdict.tests}
+    assert carrier_plot(verdict) is None
     assert "carriers" not in key.terms.content
 
 

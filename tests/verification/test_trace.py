@@ -64,7 +64,7 @@ def verdict_of(p_value: float, *, smallest: float = 1e-6) -> Verdict:
     return Verdict(
         decision="not_detected", p_value=p_value, alpha=0.01, smallest_p=smallest, test="",
         tests=(), wsr=0.0, wfpr=0.0, reader="knn", reason="", sub_keys=(),
-        facts={"commitment": "c"}, position=0.0, null=torch.zeros(1),
+        facts={"commitment": "c"}, position=0.0, null=torch.zeros(1), carried=torch.zeros(0),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def verdict(decision: str = "detected") -> Verdict:
         tests=tuple(module.TestResult(name, 0.5, 0.5, "nulls") for name in ("A1", "B")),
         wsr=0.9, wfpr=0.1, reader="linear", reason="because",
         sub_keys=(SubVerdict(2, 0.3, -0.1, 0.4, (0.3, 0.5), 0.001, 1, 1000, readers),),
-        facts={"commitment": "ab"}, position=0.4, null=torch.zeros(7),
+        facts={"commitment": "ab"}, position=0.4, null=torch.zeros(7), carried=torch.zeros(5),
     )  # fmt: skip
 
 
