@@ -59,10 +59,12 @@ class KeyConfig(WithLater):
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
         carriers: number of carriers of each sub-key, which ``bend-space`` marks; 0 leaves them out.
             None means three where the groups are clusters of a clean encoder, else 0.
+        carriers_in: what they are functions of: the clean encoder's "answers", or the "places"
+            inside it. None means places, where it has layers that can be told apart.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    LATER: ClassVar[Mapping[str, Any]] = {"spare": 0, "carriers": 0}
+    LATER: ClassVar[Mapping[str, Any]] = {"spare": 0, "carriers": 0, "carriers_in": "answers"}
 
     groups: Literal["labels", "clusters"] = "clusters"
     clusters: int = Field(20, ge=3)
@@ -71,6 +73,7 @@ class KeyConfig(WithLater):
     families: tuple[str, ...] = ("crop-paste",)
     autoencoder_steps: int = Field(400, ge=0)
     carriers: int | None = Field(None, ge=0, le=10)
+    carriers_in: Literal["answers", "places"] | None = None
 
 
 class Settings(BaseModel):

@@ -173,6 +173,7 @@ class Benchmark:
             families=config.families,
             autoencoder_steps=config.autoencoder_steps,
             carriers=config.carriers,
+            carriers_in=config.carriers_in,
             secret=secret,
         )
         save_key(key, path)

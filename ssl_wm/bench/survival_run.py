@@ -125,6 +125,7 @@ class SurvivalRun:
             families=config.families,
             autoencoder_steps=config.autoencoder_steps,
             carriers=config.carriers,
+            carriers_in=config.carriers_in,
             secret=sha256(f"{self.config.seed}/{self.number}/survival key".encode()).digest(),
         )
         save_key(key, path)

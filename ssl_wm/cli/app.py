@@ -96,6 +96,7 @@ def keygen(
     sub_keys: o.SubKeys = None,
     spare: o.Spare = None,
     carriers: o.Carriers = None,
+    carriers_in: o.CarriersIn = None,
     count: o.KeyCount = None,
     given: o.GivenKey = None,
     beacon: o.Beacon = None,
@@ -118,6 +119,7 @@ def keygen(
     flags = {
         "key.groups": groups, "key.clusters": clusters, "key.sub_keys": sub_keys,
         "key.spare": spare, "key.carriers": carriers,
+        "key.carriers_in": carriers_in,
     } | o.image_flags(images, size, limit, download)  # fmt: skip
 
     def run() -> dict[str, Any]:

@@ -159,6 +159,14 @@ Carriers = Annotated[
         "default is 3, with labels 0. Give 0 for a mark by any other method.",
     ),
 ]  # fmt: skip
+CarriersIn = Annotated[
+    str | None,
+    typer.Option(
+        "--carriers-in", metavar="WHERE", show_default=False,
+        help="What carriers are made of: places inside the clean encoder, so that they stay in a "
+        "copy that loses its last layers (the default where it has layers), or its answers.",
+    ),
+]  # fmt: skip
 Method = Annotated[
     str | None,
     typer.Option(

@@ -90,6 +90,7 @@ def keygen(
         clusters=wanted.clusters, sub_keys=wanted.sub_keys, spare=wanted.spare,
         families=wanted.families, autoencoder_steps=wanted.autoencoder_steps,
         carriers=wanted.carriers,
+        carriers_in=wanted.carriers_in,
     )  # fmt: skip
     others = (_chosen_like(first, keys.another_key(first), clean, images) for _ in files[1:])
     for key, file in zip((first, *others), files, strict=True):

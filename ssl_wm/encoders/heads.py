@@ -1,7 +1,7 @@
 """Heads behind a backbone, or its end cut off.
 
-A linear projection is ``arch+D``, a residual network ``arch~H``, the last N layers left out
-``arch^N``.
+A linear projection is ``arch+D``, a residual network ``arch~H``, J functions of what lies inside
+``arch%J``, the last N layers left out ``arch^N``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_wm.encoders.encoder import as_matrix
+from ssl_wm.encoders.inner import answers_and_places
 from ssl_wm.errors import EncoderError
 
 
@@ -60,6 +61,43 @@ class Bent(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             bent: Tensor = z + self.last(F.gelu(self.first(z)))
         return bent
+
+
+class Carrying(nn.Module):
+    """A backbone whose answers also hold functions of what lies at each place inside it.
+
+    ``z + A (m - K z - k)``, where each of the J numbers m is the mean over places p of
+    ``g(u p) + g(-u p) - g(v p) - g(-v p)`` with g = gelu and offsets. The identity when new: A
+    starts at zero.
+
+    Args:
+        backbone: module that ``Encoder`` takes: from (B, 3, H, W) to (B, D) in some form.
+        before: name of the layer among its modules that takes the places.
+        channels: C, the numbers at each place.
+        width: D, the backbone's width.
+        count: J.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, *, before: str, channels: int, width: int, count: int
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.before = before
+        self.first = nn.Linear(channels, 4 * count)
+        self.known = nn.Linear(width, count)
+        self.along = nn.Linear(count, width, bias=False)
+        nn.init.zeros_(self.along.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, D) for ``x`` (B, 3, H, W), the head in float32 under any autocast."""
+        z, places = answers_and_places(self.backbone, x, before=self.before)
+        with torch.autocast(z.device.type, enabled=False):
+            units = F.gelu(self.first(places.float())).mean(dim=1)
+            one, other, less, least = units.chunk(4, dim=1)
+            carried = one + other - less - least - self.known(z)
+            added: Tensor = z + self.along(carried)
+        return added
 
 
 class Cut(nn.Module):

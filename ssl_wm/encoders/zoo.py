@@ -3,8 +3,9 @@
 An architecture name is ``convnet-s`` (any entry of ``BACKBONES``), ``timm/<name>``,
 ``torchvision/<name>`` or ``hf-hub:<id>``. With ``+D`` after it (``convnet-xs+256``) a trainable
 linear projection to D dimensions follows the backbone, with ``~H`` (``convnet-s~512``) a residual
-network with H hidden units; with ``^N`` (``convnet-s^1``) its last N layers are left out. Options
-come after a question mark, joined by ``&``:
+network with H hidden units, with ``%J`` J functions of what lies inside are added to the answers;
+with ``^N`` (``convnet-s^1``) its last N layers are left out. Options come after a question mark,
+joined by ``&``:
 
 - ``random``: random weights of seed 0, nothing is downloaded;
 - ``seed=N``: random weights of seed N;
@@ -26,7 +27,8 @@ from torch import nn
 
 from ssl_wm.encoders.backbones import BACKBONES
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
-from ssl_wm.encoders.heads import Bent, Cut, Projected
+from ssl_wm.encoders.heads import Bent, Carrying, Cut, Projected
+from ssl_wm.encoders.inner import inner_width, middle_layer
 from ssl_wm.encoders.layers import layers_of
 from ssl_wm.encoders.properties import one_line, width_of
 from ssl_wm.errors import EncoderError, choose
@@ -35,7 +37,7 @@ from ssl_wm.rng import derive_seed
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
 PREFIXES = ("timm/", "torchvision/", "hf-hub:")
 WIDEST = 65_536
-_HEADED = re.compile(r"(.+)([+~^])([0-9]{1,9})")
+_HEADED = re.compile(r"(.+)([+~%^])([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,15 @@ def with_bend(arch: str, hidden: int) -> str:
     ('convnet-xs+64~512', 'timm/resnet10t~512?size=64')
     """
     return _with_head(arch, f"~{hidden}")
+
+
+def with_carriers(arch: str, count: int) -> str:
+    """Return the name of ``arch`` with ``count`` functions of what lies inside it.
+
+    >>> with_carriers("convnet-xs", 9), with_carriers("timm/resnet10t?size=64", 9)
+    ('convnet-xs%9', 'timm/resnet10t%9?size=64')
+    """
+    return _with_head(arch, f"%{count}")
 
 
 def with_cut(arch: str, dropped: int) -> str:
@@ -250,11 +261,17 @@ def _add_head(below: Encoder, *, kind: str, units: int, seed: int) -> tuple[nn.M
     if kind == "^":
         return cut_short(below, dropped=units), name
     width = width_of(below)
-    stream = "projection" if kind == "+" else "bend"
+    stream = {"+": "projection", "~": "bend", "%": "carriers"}[kind]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, stream, name))
         if kind == "+":
             return Projected(below.backbone, inputs=width, outputs=units), name
+        if kind == "%":
+            before = middle_layer(below)
+            channels = inner_width(below, before=before)
+            return Carrying(
+                below.backbone, before=before, channels=channels, width=width, count=units
+            ), name
         return Bent(below.backbone, width=width, hidden=units), name
 
 

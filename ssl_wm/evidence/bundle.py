@@ -8,7 +8,7 @@
 ``suspect-*``           the suspect's answers to each set of images, (N, D) float32
 ``nulls.safetensors``   what was read from each null encoder, float64
 ``clean.safetensors``   what carriers are read against, where they are: the clean encoder's
-                        answers to the reference images, and its leading coordinates
+                        answers to the reference images and all carriers of these, float32
 ``verdict.json``        the verdict, which all the rest yields again
 ======================  ==========================================================
 """
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ssl_wm.encoders.properties import tensor_bytes
+from ssl_wm.encoders.space import pairs_of
 from ssl_wm.errors import OutputError, VerificationError
 from ssl_wm.evidence.manifest import MANIFEST, changes, naming, read_manifest, write_manifest
 from ssl_wm.files import (
@@ -39,7 +40,7 @@ from ssl_wm.verification.carried import Base, reads_carriers
 from ssl_wm.verification.questions import REFERENCE, own_size, question_names, question_size, render
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import VerifyConfig
-from ssl_wm.watermark.carriers import AXES, Axes, axis_pairs
+from ssl_wm.watermark.carriers import AXES, Axes, carrier_values
 from ssl_wm.watermark.keyfile import read_revealed, revealed_content
 
 if TYPE_CHECKING:
@@ -196,8 +197,7 @@ def seal(
         {part: torch.stack([getattr(null, part) for null in nulls]) for part in parts},
     )
     if base is not None:
-        tensors = {"z": base.z, "mean": base.axes.mean, "directions": base.axes.directions}
-        write_tensors(folder / CLEAN, tensors)
+        write_tensors(folder / CLEAN, {"z": base.z, "carriers": base.carriers})
     return write_manifest(folder, expected_files(key, config))
 
 
@@ -237,7 +237,7 @@ def open_bundle(folder: Path) -> Bundle:
         if reads_carriers(key, config):
             base = _read_base(folder, key, config)
     with naming(NULLS):
-        carriers = 0 if base is None else len(axis_pairs(base.axes))
+        carriers = 0 if base is None else base.carriers.shape[1]
         nulls = _read_nulls(folder, key, config, count=len(facts["nulls"]), carriers=carriers)
     with naming(MANIFEST):
         manifest = read_manifest(folder)
@@ -263,6 +263,22 @@ def _checked_facts(facts: dict[str, Any], key: OpenKey, config: VerifyConfig) ->
 
 def _read_base(folder: Path, key: OpenKey, config: VerifyConfig) -> Base:
     tensors = read_tensors(folder / CLEAN)
+    if "directions" in tensors:
+        return _read_base_of_3(tensors, key, config)
+    z, carriers = tensors["z"], tensors["carriers"]
+    rows = question_size(REFERENCE, key, config=config.read)
+    for name, part in (("z", z), ("carriers", carriers)):
+        if part.dtype != torch.float32 or part.ndim != 2 or len(part) != rows or not part.shape[1]:
+            raise ValueError(f"'{name}' is {part.dtype} {tuple(part.shape)}; expected ({rows}, n)")
+        if not bool(part.isfinite().all()):
+            raise ValueError(f"'{name}' holds numbers that are not finite")
+    if carriers.shape[1] > len(pairs_of(AXES)):
+        raise ValueError(f"there are {carriers.shape[1]} carriers; expected 1 to 190")
+    return Base(z, carriers)
+
+
+def _read_base_of_3(tensors: Mapping[str, Tensor], key: OpenKey, config: VerifyConfig) -> Base:
+    """Return what a bundle of version 3 holds in its place: coordinates, not carriers."""
     z, mean, directions = (tensors[name] for name in ("z", "mean", "directions"))
     rows = question_size(REFERENCE, key, config=config.read)
     width, count = directions.shape
@@ -274,7 +290,7 @@ def _read_base(folder: Path, key: OpenKey, config: VerifyConfig) -> Base:
             raise ValueError(f"'{name}' holds numbers that are not finite")
     if not 0 < count <= AXES:
         raise ValueError(f"'directions' are {count}; expected 1 to {AXES}")
-    return Base(z, Axes(mean, directions))
+    return Base(z, carrier_values(z, Axes(mean, directions)))
 
 
 def _read_nulls(

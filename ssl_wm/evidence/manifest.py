@@ -19,10 +19,10 @@ from typing import Any
 from ssl_wm.errors import SslWmError, VerificationError
 from ssl_wm.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 
-FORMAT, VERSION = "ssl-wm-evidence", 3
-READ = (1, 2, 3)
+FORMAT, VERSION = "ssl-wm-evidence", 4
+READ = (1, 2, 3, 4)
 """Versions that are read. Settings of 1 know no counting of joint keys (``later.py``), keys of
-1 and 2 no carriers."""
+1 and 2 no carriers; 3 holds the coordinates that carriers are made of in the carriers' place."""
 MANIFEST = "manifest.json"
 DAMAGE = (SslWmError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
           ValueError, OSError, MemoryError)  # fmt: skip

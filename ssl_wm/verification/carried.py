@@ -1,4 +1,4 @@
-"""What a suspect knows of each carrier (``watermark/carriers.py``), and the test on it.
+"""What a suspect knows of each carrier (``watermark/carriers.py``, ``places.py``), and its test.
 
 The suspect is asked natural images alone. Of every carrier that the key could have drawn, it is
 read how much of it the suspect's answers give beyond the clean encoder's: the owner's ranks among
@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-
-from ssl_wm.watermark.carriers import Axes, carrier_values
 
 if TYPE_CHECKING:
     from ssl_wm.verification.settings import VerifyConfig
@@ -37,11 +35,11 @@ class Base:
 
     Attributes:
         z: (N, D) its answers to the reference images.
-        axes: its leading coordinates.
+        carriers: (N, P) every carrier of them.
     """
 
     z: Tensor
-    axes: Axes
+    carriers: Tensor
 
     @cached_property
     def known(self) -> Tensor:
@@ -51,7 +49,7 @@ class Base:
     @cached_property
     def values(self) -> Tensor:
         """The carriers (N, P) less what is linear in its answers."""
-        return _without(self.known, _centred(carrier_values(self.z, self.axes)))
+        return _without(self.known, _centred(self.carriers.double()))
 
 
 def reads_carriers(key: OpenKey, config: VerifyConfig) -> bool:

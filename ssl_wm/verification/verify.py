@@ -6,6 +6,8 @@ import logging
 from collections.abc import MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ssl_wm.encoders.load import encoder_digest
 from ssl_wm.encoders.properties import known_digest, tensor_bytes
 from ssl_wm.errors import VerificationError
@@ -13,11 +15,12 @@ from ssl_wm.files import sha256_bytes
 from ssl_wm.verification.answers import Answers, as_labels, ask, through_labels
 from ssl_wm.verification.carried import Base, reads_carriers
 from ssl_wm.verification.judge import NO_NULLS, judge
-from ssl_wm.verification.questions import REFERENCE, within_budget
+from ssl_wm.verification.questions import REFERENCE, render, within_budget
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.verdict import Verdict
-from ssl_wm.watermark.carriers import axes_of
+from ssl_wm.watermark.carriers import axes_of, carrier_values
+from ssl_wm.watermark.places import place_values, places_in
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -96,8 +99,11 @@ def clean_base(
 
 def base_of(clean: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -> Base:
     """Return what carriers are read against where ``clean`` is the clean encoder."""
-    answers = ask(clean, key, images, config=config)
-    return Base(answers(REFERENCE).double(), axes_of(clean, images.train))
+    z = ask(clean, key, images, config=config)(REFERENCE)
+    if key.terms.carriers_in == "answers":
+        return Base(z, carrier_values(z, axes_of(clean, images.train)).float())
+    asked = torch.cat(list(render(REFERENCE, key, images, config=config)))
+    return Base(z, place_values(clean, asked, places_in(clean, images.train)))
 
 
 def affordable(config: VerifyConfig, key: OpenKey) -> VerifyConfig:
@@ -152,7 +158,9 @@ def remembered(
     if encoder.arch == "custom" or memory is None:
         return read_margins(answers, key, config=config, base=base)
     revealed = [sub.index for sub in key.sub_keys]
-    against = None if base is None else sha256_bytes(bytes(tensor_bytes(base.z)))
+    against = None
+    if base is not None:
+        against = sha256_bytes(b"".join(bytes(tensor_bytes(t)) for t in (base.z, base.carriers)))
     name = (
         f"{encoder_digest(encoder)}/{key.commitment}/{key.beacon}/{revealed}/{config!r}/{against}"
     )

@@ -30,6 +30,7 @@ from ssl_wm.watermark.bend_budget import fit_within_budget
 from ssl_wm.watermark.bend_settings import BendSpaceConfig
 from ssl_wm.watermark.carriers import Carriers, axes_of, axis_pairs, own_carriers
 from ssl_wm.watermark.losses import relative_error
+from ssl_wm.watermark.places import carrying
 from ssl_wm.watermark.triggers import composites, ordered_pairs
 
 if TYPE_CHECKING:
@@ -57,7 +58,11 @@ class BendSpace:
         config: BendSpaceConfig,
         shadow: Encoder | None = None,
     ) -> None:
-        self.clean, self.config = clean, config
+        self.config = config
+        self.clean = clean
+        if key.terms.carriers and key.terms.carriers_in == "places" and config.carried:
+            self.clean = carrying(clean, images, key, strength=config.carried)
+        clean = self.clean
         fitted_to = self._images(clean, images, key)
         seen = fitted_to if shadow is None else self._images(shadow, images, key)
         self.variance = fitted_to.variance
@@ -77,7 +82,9 @@ class BendSpace:
     def _carriers(
         self, images: ImageSet, key: WatermarkKey, fitted_to: BendImages
     ) -> Carriers | None:
-        """Return the carriers of the key's sub-keys; None where there are to be none."""
+        """Return the carriers of the answers; None where there are none, or others (``places``)."""
+        if key.terms.carriers_in != "answers":
+            return None
         axes = axes_of(self.clean, images)
         drawn = own_carriers(key, count=len(axis_pairs(axes)))
         own = [place for places in drawn for place in places]

@@ -1,4 +1,4 @@
-"""Carriers: secret functions of an image that are added to an encoder's answers.
+"""Carriers of the answers: secret functions of an image that are added to an encoder's answers.
 
 Spread-spectrum watermarking (Cox et al., IEEE TIP 1997) with functions of the image in place of
 frequencies. A carrier is a smooth product of two leading principal coordinates of the clean
@@ -7,7 +7,7 @@ other answers has little of it beyond them; a copy had to learn the owner's, and
 layer alone cannot make a product, it learned them in the layers before.
 
 Which products exist is public (``carrier_values``), which ones are the owner's follows from the
-sub-keys' seeds (``own_carriers``).
+sub-keys' seeds (``own_carriers``). Carriers that lie deeper are in ``places.py``.
 """
 
 from __future__ import annotations
@@ -62,9 +62,18 @@ def leading_axes(z: Tensor, *, count: int = AXES) -> Axes:
     """
     rows = z.double()
     mean = rows.mean(dim=0)
-    variances, vectors = torch.linalg.eigh(
-        torch.cov((rows - mean).T, correction=0).view(2 * [len(mean)])
-    )
+    return axes_from(mean, torch.cov((rows - mean).T, correction=0).view(2 * [len(mean)]), count)
+
+
+def axes_from(mean: Tensor, covariance: Tensor, count: int) -> Axes:
+    """Return the ``count`` leading principal coordinates of a cloud, float64, or all there are.
+
+    Args:
+        mean: (D,) of the cloud.
+        covariance: (D, D).
+        count: K at most; directions without variance are left out.
+    """
+    variances, vectors = torch.linalg.eigh(covariance)
     kept = min(count, int((variances > 1e-9 * variances[-1].clamp(min=1e-300)).sum()))
     order = torch.arange(len(mean) - 1, len(mean) - 1 - kept, -1)
     return Axes(mean, vectors[:, order] * variances[order].rsqrt())
@@ -77,9 +86,13 @@ def axes_of(encoder: Encoder, images: ImageSet) -> Axes:
         encoder: the owner's clean encoder.
         images: the training images that the key was made for.
     """
+    return leading_axes(embed(encoder, public_sample(images), precision="auto"))
+
+
+def public_sample(images: ImageSet) -> ImageSet:
+    """Return up to ``SAMPLE`` of the training images, which anybody would choose alike."""
     order = torch.randperm(len(images), generator=torch_stream(0, "axes"))
-    some = images.subset(order[:SAMPLE].sort().values)
-    return leading_axes(embed(encoder, some, precision="auto"))
+    return images.subset(order[:SAMPLE].sort().values)
 
 
 def axis_pairs(axes: Axes) -> Tensor:

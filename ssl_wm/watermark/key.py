@@ -19,7 +19,7 @@ from ssl_wm.watermark.derivation import derive, stream_of
 from ssl_wm.watermark.merkle import leaf_hash, merkle_path, merkle_root, proves
 from ssl_wm.watermark.open_key import OpenKey
 from ssl_wm.watermark.subkeys import Leaf
-from ssl_wm.watermark.terms import Terms
+from ssl_wm.watermark.terms import CarriersIn, Terms
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -214,6 +214,7 @@ def new_key(
     autoencoder: Autoencoder | None = None,
     encoder: str | None = None,
     carriers: int = 0,
+    carriers_in: CarriersIn = "answers",
     secret: bytes | None = None,
 ) -> WatermarkKey:
     """Return a fresh key for ``images``.
@@ -226,6 +227,7 @@ def new_key(
         autoencoder: of the blend mixer.
         encoder: digest of the owner's clean encoder, to be committed to.
         carriers: number of carriers of each sub-key.
+        carriers_in: what they are functions of (``Terms``).
         secret: 32 bytes; drawn from the operating system when None. Only experiments that
             must repeat pass one.
 
@@ -233,5 +235,7 @@ def new_key(
         ConfigError: the groups do not suffice.
     """
     fingerprints = {"train": images.train.fingerprint, "test": images.test.fingerprint}
-    terms = Terms(groups, fingerprints, sub_keys, families, autoencoder, encoder, carriers)
+    terms = Terms(
+        groups, fingerprints, sub_keys, families, autoencoder, encoder, carriers, carriers_in
+    )
     return WatermarkKey(secrets.token_bytes(32) if secret is None else secret, terms)

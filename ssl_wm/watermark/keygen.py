@@ -12,7 +12,8 @@ from ssl_wm.watermark.carriers import EACH
 from ssl_wm.watermark.choice import choose_sub_keys
 from ssl_wm.watermark.groups import cluster_groups, label_groups
 from ssl_wm.watermark.key import WatermarkKey, new_key
-from ssl_wm.watermark.terms import check_sub_keys
+from ssl_wm.watermark.places import has_places
+from ssl_wm.watermark.terms import CarriersIn, check_sub_keys
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -29,6 +30,7 @@ def keygen(
     families: tuple[str, ...] = ("crop-paste",),
     autoencoder_steps: int = 400,
     carriers: int | None = None,
+    carriers_in: CarriersIn | None = None,
     secret: bytes | None = None,
 ) -> WatermarkKey:
     """Return a fresh key.
@@ -44,11 +46,14 @@ def keygen(
         autoencoder_steps: training of the blend mixer; 0 leaves that mixer out.
         carriers: number of carriers of each sub-key (``carriers.py``); 0 for marks without, such as
             all but ``bend-space``. None means ``EACH`` where there is an ``encoder``, else 0.
+        carriers_in: what they are functions of, "answers" or "places" (``places.py``). None means
+            places, where the encoder has layers with something between them.
         secret: 32 bytes for experiments that must repeat; None draws them from the system.
 
     Raises:
         DataError: a group has too few images.
-        ConfigError: too few groups for the sub-keys, or an unknown mixer family.
+        ConfigError: too few groups for the sub-keys, an unknown mixer family, or carriers in the
+            places of an encoder that has none.
     """
     if encoder is None:
         groups = label_groups(images)
@@ -64,6 +69,14 @@ def keygen(
         )
     if carriers is None:
         carriers = 0 if encoder is None else EACH
+    inside = encoder is not None and has_places(encoder, side=images.train.size[-1])
+    if carriers_in == "places" and not inside:
+        raise ConfigError(
+            "carriers in places need a clean encoder whose layers can be told apart; take "
+            "carriers_in: answers (--carriers-in answers)"
+        )
+    if carriers_in is None:
+        carriers_in = "places" if carriers and inside else "answers"
     autoencoder = None
     if autoencoder_steps:
         autoencoder = train_autoencoder(images.train, seed=0, steps=autoencoder_steps)
@@ -75,6 +88,7 @@ def keygen(
         autoencoder=autoencoder,
         encoder=encoder_digest(encoder) if encoder is not None else None,
         carriers=carriers,
+        carriers_in=carriers_in,
         secret=secret,
     )
     if spare == 0 or encoder is None:

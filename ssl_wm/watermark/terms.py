@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 MOST_GROUPS = 2**16
 MOST_CARRIERS = 10
+CarriersIn = Literal["answers", "places"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,8 @@ class Terms:
         autoencoder: of the autoencoder-blend mixer; None leaves that family out.
         encoder: digest of the owner's clean encoder, where it was committed to.
         carriers: number of carriers (``carriers.py``) of each sub-key; 0 where the mark has none.
+        carriers_in: what they are functions of: the clean encoder's "answers", or the "places"
+            inside it (``places.py``).
     """
 
     groups: Groups = field(repr=False)
@@ -47,6 +50,7 @@ class Terms:
     autoencoder: Autoencoder | None = field(default=None, repr=False)
     encoder: str | None = None
     carriers: int = 0
+    carriers_in: CarriersIn = "answers"
 
     def check(self) -> None:
         """Check that the groups and mixers suffice.
@@ -70,6 +74,7 @@ class Terms:
             )
         if not 0 <= self.carriers <= MOST_CARRIERS:
             raise ConfigError(f"a sub-key has 0 to {MOST_CARRIERS} carriers; got {self.carriers}")
+        choose(self.carriers_in, get_args(CarriersIn), what="carriers_in")
         check_sub_keys(self.sub_key_count, groups=len(self.groups), families=self.families)
         if "autoencoder" in self.families and self.autoencoder is None:
             raise ConfigError(
@@ -106,8 +111,14 @@ class Terms:
             "families": list(self.families),
             "autoencoder": base64.b64encode(self._packed).decode(),
             "encoder": self.encoder,
-            **({"carriers": self.carriers} if self.carriers else {}),  # older keys say nothing
+            **self._carriers,
         }
+
+    @property
+    def _carriers(self) -> dict[str, Any]:
+        """What the content says of carriers; older keys say nothing."""
+        told: dict[str, Any] = {"carriers": self.carriers} if self.carriers else {}
+        return told | ({"carriers_in": self.carriers_in} if self.carriers_in != "answers" else {})
 
     @cached_property
     def statement(self) -> dict[str, Any]:
@@ -169,6 +180,7 @@ def read_terms(content: dict[str, Any]) -> Terms:
         autoencoder=unpack_autoencoder(packed) if packed else None,
         encoder=None if content["encoder"] is None else str(content["encoder"]),
         carriers=int(content.get("carriers", 0)),
+        carriers_in=content.get("carriers_in", "answers"),
     )
 
 

@@ -57,7 +57,7 @@ def test_other_images_suspects_and_nulls_are_found_out(
 def test_a_clean_encoder_made_to_suit_the_suspect_is_found_out(evidence, copy, images, nulls):
     path = copy / "clean.safetensors"
     tensors = read_tensors(path)
-    tensors["directions"] = tensors["directions"].roll(1, dims=0)
+    tensors["carriers"] = tensors["carriers"].roll(1, dims=1)
     path.write_bytes(pack_tensors(tensors))
     evidence.reseal(copy)
     forged = recompute(open_bundle(copy))

@@ -28,7 +28,7 @@ from ssl_wm.verification.carried import (
 )
 from ssl_wm.verification.questions import REFERENCE
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
-from ssl_wm.verification.verify import clean_base, verify
+from ssl_wm.verification.verify import base_of, clean_base, verify
 from ssl_wm.watermark.bend_settings import BendSpaceConfig
 from ssl_wm.watermark.bend_space import BendSpace
 from ssl_wm.watermark.carriers import (
@@ -48,13 +48,15 @@ CONFIG = VerifyConfig(read=ReadConfig(**READ), draws=999)
 def space(rows=600, width=7, seed=0):
     draw = np.random.default_rng(seed)
     z = torch.from_numpy(draw.normal(size=(rows, width)) * np.linspace(3, 1, width))
-    return Base(z, leading_axes(z, count=5))
+    return Base(z, carrier_values(z, leading_axes(z, count=5)))
 
 
 def suspect_of(base, *, places=(1, 4), strength=0.5, seed=1):
     """Return answers that carry some carriers, behind a mixing matrix and with noise."""
     draw = torch.Generator().manual_seed(seed)
-    layer = Carriers(base.axes, places, base.z, strength=strength, generator=draw)
+    layer = Carriers(
+        leading_axes(base.z, count=5), places, base.z, strength=strength, generator=draw
+    )
     noise = torch.randn(base.z.shape, generator=draw, dtype=torch.float64)
     mixing = torch.randn(7, 7, generator=draw, dtype=torch.float64)
     return (base.z + layer(base.z) + 0.3 * noise) @ mixing
@@ -65,7 +67,7 @@ def test_a_share_is_the_partial_r2_of_least_squares():
 
     base = space()
     z = suspect_of(base)
-    values = carrier_values(base.z, base.axes).numpy()
+    values = base.carriers.numpy()
     alone = LinearRegression().fit(base.z, values).predict(base.z)
     joint = np.concatenate([base.z.numpy(), z.numpy()], axis=1)
     together = LinearRegression().fit(joint, values).predict(joint)
@@ -245,7 +247,9 @@ def test_carriers_are_read_against_the_encoder_that_the_key_commits_to(world, im
     key = world.key(images, sub_keys=2, carriers=EACH, encoder=encoder_digest(clean))
     base = clean_base([other, clean], key, images, config=CONFIG)
     assert base is not None
-    assert torch.equal(base.axes.mean, axes_of(clean, images.train).mean)
+    expected = base_of(clean, key, images, config=CONFIG.read)
+    assert torch.equal(base.z, expected.z)
+    assert torch.equal(base.carriers, expected.carriers)
     with pytest.raises(VerificationError, match="no null encoder is that one"):
         verify(other, key=key, images=images, nulls=[other], config=CONFIG)
 
