@@ -26,7 +26,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 DRAWLESS = frozenset({
     "prune", "prune-global", "prune-channels", "float", "round-weights", "weight-shift",
     "cut-layers", "blur", "median", "jpeg", "bit-depth", "round", "top-k", "scale", "shorten",
-    "flatten",
+    "flatten", "flatten-places",
 })  # fmt: skip
 """Attempts that draw nothing: with any seed they give the same encoder."""
 Strength = float | tuple[float, ...]

@@ -1,7 +1,7 @@
 """Heads behind a backbone, or its end cut off.
 
 A linear projection is ``arch+D``, a residual network ``arch~H``, J functions of what lies inside
-``arch%J``, the last N layers left out ``arch^N``.
+``arch:J``, the last N layers left out ``arch^N``.
 """
 
 from __future__ import annotations

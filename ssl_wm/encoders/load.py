@@ -31,17 +31,10 @@ from torch import Tensor, nn
 
 from ssl_wm.encoders.checkpoints import SUFFIXES, load_weights, read_state_dict
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
+from ssl_wm.encoders.names import Spec, is_architecture, is_ours, parse_spec
 from ssl_wm.encoders.properties import check_finite, encoder_digest, eval_mode, width_of
 from ssl_wm.encoders.saved import FACTS, WEIGHTS, load_saved, read_facts, save_encoder
-from ssl_wm.encoders.zoo import (
-    Spec,
-    build_encoder,
-    is_architecture,
-    is_ours,
-    load_pretrained,
-    parse_spec,
-    seeded_backbone,
-)
+from ssl_wm.encoders.zoo import build_encoder, load_pretrained, seeded_backbone
 from ssl_wm.errors import EncoderError
 from ssl_wm.files import sha256_file
 

@@ -1,6 +1,8 @@
-"""The space that an encoder's embeddings span: its centre, its groups' centres, its directions."""
+"""The space that vectors span: its centre, its groups' centres, its directions and axes."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +59,46 @@ def evening(z: Tensor, *, floor: float = 3.0) -> Tensor:
     shrunk = axes * (variances.clamp(min=0) / mean + floor).rsqrt()
     even: Tensor = shrunk @ axes.T / (scale * mean.sqrt())
     return even
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Leading principal coordinates of a space, ``(z - mean) @ directions``.
+
+    Attributes:
+        mean: (D,) float64.
+        directions: (D, K) float64, scaled so that each coordinate has variance 1.
+    """
+
+    mean: Tensor
+    directions: Tensor
+
+
+def leading_axes(z: Tensor, *, count: int) -> Axes:
+    """Return the ``count`` leading principal coordinates of embeddings ``z`` (N, D).
+
+    Directions without variance are left out, so there may be fewer.
+
+    >>> leading_axes(torch.tensor([[3.0, 0.0], [-3.0, 0.0]]), count=2).directions.abs().tolist()
+    [[0.3333333333333333], [0.0]]
+    """
+    rows = z.double()
+    mean = rows.mean(dim=0)
+    return axes_from(mean, torch.cov((rows - mean).T, correction=0).view(2 * [len(mean)]), count)
+
+
+def axes_from(mean: Tensor, covariance: Tensor, count: int) -> Axes:
+    """Return the ``count`` leading principal coordinates of a cloud, float64, or all there are.
+
+    Args:
+        mean: (D,) of the cloud.
+        covariance: (D, D).
+        count: K at most; directions without variance are left out.
+    """
+    variances, vectors = torch.linalg.eigh(covariance)
+    kept = min(count, int((variances > 1e-9 * variances[-1].clamp(min=1e-300)).sum()))
+    order = torch.arange(len(mean) - 1, len(mean) - 1 - kept, -1)
+    return Axes(mean, vectors[:, order] * variances[order].rsqrt())
 
 
 def smooth_products(q: Tensor) -> Tensor:

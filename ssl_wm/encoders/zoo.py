@@ -1,26 +1,11 @@
-"""Architectures by name: our table, timm, torchvision and the Hugging Face hub through timm.
-
-An architecture name is ``convnet-s`` (any entry of ``BACKBONES``), ``timm/<name>``,
-``torchvision/<name>`` or ``hf-hub:<id>``. With ``+D`` after it (``convnet-xs+256``) a trainable
-linear projection to D dimensions follows the backbone, with ``~H`` (``convnet-s~512``) a residual
-network with H hidden units, with ``%J`` J functions of what lies inside are added to the answers;
-with ``^N`` (``convnet-s^1``) its last N layers are left out. Options come after a question mark,
-joined by ``&``:
-
-- ``random``: random weights of seed 0, nothing is downloaded;
-- ``seed=N``: random weights of seed N;
-- ``size=N``: images are resized to N x N pixels instead of the library's own size;
-- ``arch=NAME``: (only after a file) the architecture that the file's weights belong to.
-"""
+"""Architectures that are built by name (``names.py``): our table, timm, torchvision, the hub."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 from torch import nn
@@ -30,110 +15,13 @@ from ssl_wm.encoders.encoder import Encoder, Preprocessing
 from ssl_wm.encoders.heads import Bent, Carrying, Cut, Projected
 from ssl_wm.encoders.inner import inner_width, middle_layer
 from ssl_wm.encoders.layers import layers_of
+from ssl_wm.encoders.names import HEADED, PREFIXES, Spec, parse_spec
 from ssl_wm.encoders.properties import one_line, width_of
 from ssl_wm.errors import EncoderError, choose
 from ssl_wm.rng import derive_seed
 
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=224)
-PREFIXES = ("timm/", "torchvision/", "hf-hub:")
 WIDEST = 65_536
-_HEADED = re.compile(r"(.+)([+~%^])([0-9]{1,9})")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """An encoder spec taken apart: ``name?random&seed=N&size=N&arch=NAME``."""
-
-    name: str
-    random: bool = False
-    seed: int | None = None
-    size: int | None = None
-    arch: str | None = None
-
-
-def parse_spec(text: str) -> Spec:
-    """Return the parts of an encoder spec.
-
-    Raises:
-        EncoderError: an option has no value, or one that is no whole number.
-        ConfigError: an option is unknown (the message names the nearest).
-
-    >>> parse_spec("timm/resnet18?seed=3&size=64")
-    Spec(name='timm/resnet18', random=True, seed=3, size=64, arch=None)
-    >>> parse_spec("weights.pt?arch=timm/resnet18?size=64").arch
-    'timm/resnet18?size=64'
-    """
-    name, _, query = text.strip().partition("?")
-    values: dict[str, Any] = {}
-    plus_kept = query.replace("+", "%2B")  # in a web address '+' would stand for a space
-    for option, value in parse_qsl(plus_kept, keep_blank_values=True):
-        choose(option, ("random", "seed", "size", "arch"), what="encoder option")
-        if option == "random":
-            if value:
-                raise EncoderError(f"'?random' takes no value in '{text}'; use '?seed={value}'")
-            values[option] = True
-        elif option == "arch":
-            values[option] = value or None
-        else:
-            lowest = 0 if option == "seed" else 1
-            if not (value.isascii() and value.isdigit() and int(value) >= lowest):
-                raise EncoderError(
-                    f"'{option}=' takes a whole number from {lowest} in '{text}'; got '{value}'"
-                )
-            values[option] = int(value)
-    values["random"] = values.get("random", False) or "seed" in values
-    return Spec(name, **values)
-
-
-def is_architecture(name: str) -> bool:
-    """Return whether ``name`` (without options) has the form of an architecture name."""
-    return is_ours(name) or name.startswith(PREFIXES)
-
-
-def is_ours(name: str) -> bool:
-    """Return whether ``name`` is an entry of ``BACKBONES``, with or without a head.
-
-    >>> is_ours("convnet-s"), is_ours("convnet-s+64"), is_ours("timm/resnet18+64")
-    (True, True, False)
-    """
-    headed = _HEADED.fullmatch(name)
-    return is_ours(headed[1]) if headed else name in BACKBONES
-
-
-def with_width(arch: str, width: int) -> str:
-    """Return the name of ``arch`` followed by a projection to ``width`` dimensions.
-
-    >>> with_width("convnet-xs", 256), with_width("timm/resnet10t?size=64", 256)
-    ('convnet-xs+256', 'timm/resnet10t+256?size=64')
-    """
-    return _with_head(arch, f"+{width}")
-
-
-def with_bend(arch: str, hidden: int) -> str:
-    """Return the name of ``arch`` followed by a residual network with ``hidden`` units.
-
-    >>> with_bend("convnet-xs+64", 512), with_bend("timm/resnet10t?size=64", 512)
-    ('convnet-xs+64~512', 'timm/resnet10t~512?size=64')
-    """
-    return _with_head(arch, f"~{hidden}")
-
-
-def with_carriers(arch: str, count: int) -> str:
-    """Return the name of ``arch`` with ``count`` functions of what lies inside it.
-
-    >>> with_carriers("convnet-xs", 9), with_carriers("timm/resnet10t?size=64", 9)
-    ('convnet-xs%9', 'timm/resnet10t%9?size=64')
-    """
-    return _with_head(arch, f"%{count}")
-
-
-def with_cut(arch: str, dropped: int) -> str:
-    """Return the name of ``arch`` without its last layers.
-
-    >>> with_cut("convnet-xs~512", 2), with_cut("timm/resnet10t?size=64", 1)
-    ('convnet-xs~512^2', 'timm/resnet10t^1?size=64')
-    """
-    return _with_head(arch, f"^{dropped}")
 
 
 def cut_short(encoder: Encoder, *, dropped: int, side: int | None = None) -> Cut:
@@ -155,11 +43,6 @@ def cut_short(encoder: Encoder, *, dropped: int, side: int | None = None) -> Cut
         )
     names = {part: name for name, part in encoder.backbone.named_modules()}
     return Cut(encoder.backbone, before=names[layers[-dropped].map], dropped=dropped)
-
-
-def _with_head(arch: str, head: str) -> str:
-    name, mark, options = arch.partition("?")
-    return f"{name}{head}{mark}{options}"
 
 
 def build_encoder(
@@ -207,7 +90,7 @@ def load_pretrained(spec: Spec) -> Encoder:
         EncoderError: the name is unknown, or the weights cannot be fetched.
     """
     made = {"stage": "published weights", "spec": spec.name}
-    if headed := _HEADED.fullmatch(spec.name):
+    if headed := HEADED.fullmatch(spec.name):
         below = load_pretrained(replace(spec, name=headed[1]))
         parts = _add_head(below, kind=headed[2], units=int(headed[3]), seed=0)
         return Encoder(parts[0], arch=parts[1], preprocessing=below.preprocessing, made=made)
@@ -231,7 +114,7 @@ def seeded_backbone(
 
     Below a head lie the weights that the plain architecture gets from the same seed.
     """
-    if headed := _HEADED.fullmatch(name):
+    if headed := HEADED.fullmatch(name):
         backbone, saved, own = seeded_backbone(headed[1], seed=seed, size=size)
         below = Encoder(backbone, arch=saved, preprocessing=own)
         return *_add_head(below, kind=headed[2], units=int(headed[3]), seed=seed), own
@@ -261,12 +144,12 @@ def _add_head(below: Encoder, *, kind: str, units: int, seed: int) -> tuple[nn.M
     if kind == "^":
         return cut_short(below, dropped=units), name
     width = width_of(below)
-    stream = {"+": "projection", "~": "bend", "%": "carriers"}[kind]
+    stream = {"+": "projection", "~": "bend", ":": "carriers"}[kind]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, stream, name))
         if kind == "+":
             return Projected(below.backbone, inputs=width, outputs=units), name
-        if kind == "%":
+        if kind == ":":
             before = middle_layer(below)
             channels = inner_width(below, before=before)
             return Carrying(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ssl_wm.encoders.properties import tensor_bytes
-from ssl_wm.encoders.space import pairs_of
+from ssl_wm.encoders.space import Axes, pairs_of
 from ssl_wm.errors import OutputError, VerificationError
 from ssl_wm.evidence.manifest import MANIFEST, changes, naming, read_manifest, write_manifest
 from ssl_wm.files import (
@@ -40,7 +40,7 @@ from ssl_wm.verification.carried import Base, reads_carriers
 from ssl_wm.verification.questions import REFERENCE, own_size, question_names, question_size, render
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import VerifyConfig
-from ssl_wm.watermark.carriers import AXES, Axes, carrier_values
+from ssl_wm.watermark.carriers import AXES, carrier_values
 from ssl_wm.watermark.keyfile import read_revealed, revealed_content
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Projected
 from ssl_wm.encoders.load import build_encoder, load_encoder, width_of
+from ssl_wm.encoders.names import with_width
 from ssl_wm.encoders.properties import encoder_digest, tensor_bytes
-from ssl_wm.encoders.zoo import with_width
 from ssl_wm.errors import ConfigError, DataError
 from ssl_wm.extraction.attacks import ATTACKS, COLOUR, MILD, STRONG, Attack
 from ssl_wm.extraction.countermeasures import denoise

@@ -61,7 +61,7 @@ class Removal:
         """Whether it leaves a wrapper around the encoder, which no architecture's name builds."""
         around = (inputs.before, outputs.after)
         behind = isinstance(self.run, partial) and self.run.func in around
-        return behind or self.run is flattening.flatten
+        return behind or self.run in (flattening.flatten, flattening.flatten_places)
 
 
 WRT = "Lukas et al., IEEE S&P 2022 (Watermark Robustness Toolbox)"
@@ -208,7 +208,13 @@ REMOVALS: dict[str, Removal] = {
     "flatten": Removal(
         flattening.flatten, "outputs", "leading coordinates whose products are taken out",
         (5, 10, 15, 20), low=2, high=1000, whole=True, needs="images",
-        source="own: the adaptive attempt on carriers",
+        source="own: the adaptive attempt on carriers of the answers",
+    ),
+    "flatten-places": Removal(
+        flattening.flatten_places, "outputs",
+        "leading coordinates of the places inside whose products are taken out",
+        (5, 10, 15, 20), low=2, high=1000, whole=True, needs="images",
+        source="own: the adaptive attempt on carriers of the places",
     ),
     "pca-leading": Removal(
         partial(outputs.drop_components, end="leading"), "outputs",

@@ -7,7 +7,7 @@ a copy, is double extraction.
 from __future__ import annotations
 
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.encoders.zoo import is_architecture
+from ssl_wm.encoders.names import is_architecture
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.settings import StealConfig
 from ssl_wm.extraction.steal import steal

@@ -1,4 +1,4 @@
-"""The adaptive attempt on carriers: products of leading coordinates are taken out."""
+"""The adaptive attempts on carriers: what they are made of is taken out of the answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
+from ssl_wm.encoders.places import place_products, places_in
 from ssl_wm.encoders.space import smooth_products
 from ssl_wm.errors import ConfigError
 from ssl_wm.removal.given import Given, wrapped
@@ -45,12 +46,40 @@ class Flattened(nn.Module):
         return z - (smooth_products((z - self.mean) @ self.axes.T) - self.offset) @ self.matrix
 
 
+class FlattenedPlaces(nn.Module):
+    """An encoder whose answers lose what products of its places explain.
+
+    Args:
+        inner: the encoder.
+        products: answers with the products of its places (``place_products``).
+        matrix: (P, D) what one unit of each product adds to the answers.
+        offset: (P,) the products' means.
+    """
+
+    matrix: Tensor
+    offset: Tensor
+
+    def __init__(
+        self, inner: Encoder, products: Encoder, *, matrix: Tensor, offset: Tensor
+    ) -> None:
+        super().__init__()
+        self.inner, self.products = inner, products
+        for name, value in (("matrix", matrix), ("offset", offset)):
+            self.register_buffer(name, value.float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the flattened embeddings of ``images`` (B, 3, H, W)."""
+        z: Tensor = self.inner(images)
+        found: Tensor = self.products(images)
+        return z - (found - self.offset) @ self.matrix
+
+
 def flatten(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
     """Take out what the products of the ``strength`` leading principal coordinates explain.
 
-    These are the very functions that carriers are made of, since a thief knows the method.
-    Coordinates, products and their ridge regression (``RIDGE`` of the products' mean variance)
-    are those of the answers to all of the thief's images.
+    These are the very functions that carriers of the answers are made of, since a thief knows
+    the method. Coordinates, products and their ridge regression (``RIDGE`` of the products' mean
+    variance) are those of the answers to all of the thief's images.
 
     Raises:
         ConfigError: more coordinates than the embeddings have.
@@ -65,12 +94,31 @@ def flatten(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
     mean, basis = principal_components(z)
     spread = ((z - mean) @ basis[:count].T).std(dim=0, correction=0)
     axes = basis[:count] / spread.clamp(min=1e-12).unsqueeze(1)
-    found = smooth_products((z - mean) @ axes.T)
+    matrix, offset = _explained(z, smooth_products((z - mean) @ axes.T))
+    return wrapped(
+        Flattened(encoder, mean=mean, axes=axes, matrix=matrix, offset=offset), inner=encoder
+    )
+
+
+def flatten_places(encoder: Encoder, *, strength: float, given: Given) -> Encoder:
+    """Take out what the products of the places inside the encoder explain.
+
+    What carriers of the places are made of, but in the thief's own encoder: its middle layer,
+    and the ``strength`` leading coordinates there. All else as in ``flatten``.
+
+    Raises:
+        EncoderError: the encoder has no layers that could be told apart.
+    """
+    products = place_products(encoder, places_in(encoder, given.needed, count=int(strength)))
+    z, found = (embed(each, given.needed).double() for each in (encoder, products))
+    matrix, offset = _explained(z, found)
+    return wrapped(FlattenedPlaces(encoder, products, matrix=matrix, offset=offset), inner=encoder)
+
+
+def _explained(z: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (M (P, D), offset (P,)) such that (found - offset) M explains ``z`` (N, D) best."""
     offset = found.mean(dim=0)
     x = found - offset
     gram = x.T @ x
     loaded = gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    matrix = torch.linalg.solve(loaded, x.T @ (z - mean))
-    return wrapped(
-        Flattened(encoder, mean=mean, axes=axes, matrix=matrix, offset=offset), inner=encoder
-    )
+    return torch.linalg.solve(loaded, x.T @ (z - z.mean(dim=0))), offset

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Projected
+from ssl_wm.encoders.names import with_width
 from ssl_wm.encoders.serving.defences import (
     add_noise,
     keep_largest,
     random_rotation,
     round_off,
 )
-from ssl_wm.encoders.zoo import with_width
 from ssl_wm.errors import ConfigError
 from ssl_wm.removal.content import content_streams
 from ssl_wm.removal.given import Given, wrapped

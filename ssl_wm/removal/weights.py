@@ -12,8 +12,9 @@ from torch.nn.utils.prune import L1Unstructured, LnStructured
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.layers import Layer, convolutions_of
+from ssl_wm.encoders.names import with_cut
 from ssl_wm.encoders.properties import check_finite
-from ssl_wm.encoders.zoo import cut_short, with_cut
+from ssl_wm.encoders.zoo import cut_short
 from ssl_wm.errors import ConfigError
 from ssl_wm.removal.given import Given, weights_of
 from ssl_wm.rng import torch_stream

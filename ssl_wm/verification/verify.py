@@ -20,7 +20,7 @@ from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.verdict import Verdict
 from ssl_wm.watermark.carriers import axes_of, carrier_values
-from ssl_wm.watermark.places import place_values, places_in
+from ssl_wm.watermark.places import carrier_places, place_values
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
@@ -103,7 +103,7 @@ def base_of(clean: Encoder, key: OpenKey, images: Images, *, config: ReadConfig)
     if key.terms.carriers_in == "answers":
         return Base(z, carrier_values(z, axes_of(clean, images.train)).float())
     asked = torch.cat(list(render(REFERENCE, key, images, config=config)))
-    return Base(z, place_values(clean, asked, places_in(clean, images.train)))
+    return Base(z, place_values(clean, asked, carrier_places(clean, images.train)))
 
 
 def affordable(config: VerifyConfig, key: OpenKey) -> VerifyConfig:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Bent
-from ssl_wm.encoders.zoo import with_bend
+from ssl_wm.encoders.names import with_bend
 from ssl_wm.files import write_text
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.bend import BendImages

@@ -13,7 +13,6 @@ sub-keys' seeds (``own_carriers``). Carriers that lie deeper are in ``places.py`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ssl_wm.encoders.embeddings import embed
-from ssl_wm.encoders.space import pairs_of, smooth_products
+from ssl_wm.encoders.space import Axes, leading_axes, pairs_of, smooth_products
 from ssl_wm.errors import ConfigError
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.derivation import stream_of
@@ -39,46 +38,6 @@ SAMPLE = 10_000
 """Most training images that the coordinates are computed from."""
 
 
-@dataclass(frozen=True)
-class Axes:
-    """Leading principal coordinates of a space, ``(z - mean) @ directions``.
-
-    Attributes:
-        mean: (D,) float64.
-        directions: (D, K) float64, scaled so that each coordinate has variance 1.
-    """
-
-    mean: Tensor
-    directions: Tensor
-
-
-def leading_axes(z: Tensor, *, count: int = AXES) -> Axes:
-    """Return the ``count`` leading principal coordinates of embeddings ``z`` (N, D).
-
-    Directions without variance are left out, so there may be fewer.
-
-    >>> leading_axes(torch.tensor([[3.0, 0.0], [-3.0, 0.0]])).directions.abs().tolist()
-    [[0.3333333333333333], [0.0]]
-    """
-    rows = z.double()
-    mean = rows.mean(dim=0)
-    return axes_from(mean, torch.cov((rows - mean).T, correction=0).view(2 * [len(mean)]), count)
-
-
-def axes_from(mean: Tensor, covariance: Tensor, count: int) -> Axes:
-    """Return the ``count`` leading principal coordinates of a cloud, float64, or all there are.
-
-    Args:
-        mean: (D,) of the cloud.
-        covariance: (D, D).
-        count: K at most; directions without variance are left out.
-    """
-    variances, vectors = torch.linalg.eigh(covariance)
-    kept = min(count, int((variances > 1e-9 * variances[-1].clamp(min=1e-300)).sum()))
-    order = torch.arange(len(mean) - 1, len(mean) - 1 - kept, -1)
-    return Axes(mean, vectors[:, order] * variances[order].rsqrt())
-
-
 def axes_of(encoder: Encoder, images: ImageSet) -> Axes:
     """Return the leading coordinates of the clean encoder, from a public sample of ``images``.
 
@@ -86,7 +45,7 @@ def axes_of(encoder: Encoder, images: ImageSet) -> Axes:
         encoder: the owner's clean encoder.
         images: the training images that the key was made for.
     """
-    return leading_axes(embed(encoder, public_sample(images), precision="auto"))
+    return leading_axes(embed(encoder, public_sample(images), precision="auto"), count=AXES)
 
 
 def public_sample(images: ImageSet) -> ImageSet:

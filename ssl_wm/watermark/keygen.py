@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+from ssl_wm.encoders.places import has_places
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError
 from ssl_wm.watermark.autoencoder import train_autoencoder
@@ -12,7 +13,6 @@ from ssl_wm.watermark.carriers import EACH
 from ssl_wm.watermark.choice import choose_sub_keys
 from ssl_wm.watermark.groups import cluster_groups, label_groups
 from ssl_wm.watermark.key import WatermarkKey, new_key
-from ssl_wm.watermark.places import has_places
 from ssl_wm.watermark.terms import CarriersIn, check_sub_keys
 
 if TYPE_CHECKING:

@@ -10,21 +10,20 @@ last layers are left out or trained anew.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Carrying
-from ssl_wm.encoders.inner import answers_and_places, middle_layer
-from ssl_wm.encoders.space import pairs_of, smooth_products
-from ssl_wm.encoders.zoo import with_carriers
-from ssl_wm.errors import ConfigError, EncoderError
+from ssl_wm.encoders.names import with_carriers
+from ssl_wm.encoders.places import Places, place_products, places_in
+from ssl_wm.encoders.space import Axes, pairs_of
+from ssl_wm.errors import ConfigError
 from ssl_wm.rng import torch_stream
-from ssl_wm.watermark.carriers import AXES, Axes, axes_from, axis_pairs, own_carriers, public_sample
+from ssl_wm.watermark.carriers import AXES, axis_pairs, own_carriers, public_sample
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
@@ -36,47 +35,18 @@ LEAST = 0.1
 """Least share of a carrier's deviation, beyond what the answers tell, that is scaled up to 1."""
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where inside an encoder its places are taken, and their leading coordinates.
-
-    Attributes:
-        before: name of the layer that takes them.
-        axes: of the vectors (C,) at all places of a public sample of images.
-    """
-
-    before: str
-    axes: Axes
-
-
-def has_places(encoder: Encoder, *, side: int | None = None) -> bool:
-    """Return whether ``encoder`` has layers, with something at places between them."""
-    try:
-        _at_middle(encoder, side=side)
-    except EncoderError:
-        return False
-    return True
-
-
-def places_in(encoder: Encoder, images: ImageSet) -> Places:
+def carrier_places(encoder: Encoder, images: ImageSet) -> Places:
     """Return the places of the clean encoder, from a public sample of the training images.
 
     Raises:
         EncoderError: it has no layers that could be told apart, as a function has none.
     """
-    before = _at_middle(encoder, side=images.size[-1])
-    moments = _Moments(encoder.backbone, before)
-    embed(_like(encoder, moments), public_sample(images), precision="float32")
-    return Places(before, moments.axes())
+    return places_in(encoder, public_sample(images), count=AXES)
 
 
 def place_values(encoder: Encoder, images: ImageSet | Tensor, places: Places) -> Tensor:
-    """Return every carrier of ``images`` by the clean encoder, (N, P) float32.
-
-    Smooth products of two coordinates of each place, averaged over the places of an image.
-    """
-    products = _Products(encoder.backbone, places)
-    return embed(_like(encoder, products), images, precision="float32")
+    """Return every carrier of ``images`` by the clean encoder, (N, P) float32."""
+    return embed(place_products(encoder, places), images)
 
 
 def carrying(clean: Encoder, images: ImageSet, key: WatermarkKey, *, strength: float) -> Encoder:
@@ -91,7 +61,7 @@ def carrying(clean: Encoder, images: ImageSet, key: WatermarkKey, *, strength: f
     Raises:
         ConfigError: the space has fewer dimensions than there are carriers.
     """
-    places, some = places_in(clean, images), public_sample(images)
+    places, some = carrier_places(clean, images), public_sample(images)
     drawn = own_carriers(key, count=len(axis_pairs(places.axes)))
     own = [place for sub in drawn for place in sub]
     if not own or not strength:
@@ -147,56 +117,3 @@ def _known_of(values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     axes = vectors[:, kept]
     slope = ((values - values.mean(dim=0)).T @ rows @ axes / variances[kept]) @ axes.T
     return slope, values.mean(dim=0) - slope @ z.mean(dim=0)
-
-
-def _at_middle(encoder: Encoder, *, side: int | None) -> str:
-    if not list(encoder.backbone.parameters()):
-        raise EncoderError(f"encoder '{encoder.arch}' has no weights, so nothing inside is known")
-    return middle_layer(encoder, side=encoder.preprocessing.size or side)
-
-
-def _like(encoder: Encoder, backbone: nn.Module) -> Encoder:
-    """Return ``backbone`` with the preprocessing of ``encoder``, on its device."""
-    made = Encoder(backbone, preprocessing=encoder.preprocessing)
-    return made.to(encoder.mean.device).eval()
-
-
-class _Moments(nn.Module):
-    """Answers with the mean of an image's places (B, C), and adds up their moments."""
-
-    def __init__(self, backbone: nn.Module, before: str) -> None:
-        super().__init__()
-        self.backbone, self.before = backbone, before
-        self.count, self.sum, self.squares = 0, torch.zeros(1), torch.zeros(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        places = answers_and_places(self.backbone, x, before=self.before)[1].float()
-        rows = places.flatten(0, 1).double().cpu()
-        self.count += len(rows)
-        self.sum = self.sum + rows.sum(dim=0)
-        self.squares = self.squares + rows.T @ rows
-        return places.mean(dim=1)
-
-    def axes(self) -> Axes:
-        """Return the leading coordinates of all places that were seen."""
-        mean = self.sum / self.count
-        return axes_from(mean, self.squares / self.count - torch.outer(mean, mean), AXES)
-
-
-class _Products(nn.Module):
-    """Answers with all carriers (B, P)."""
-
-    mean: Tensor
-    directions: Tensor
-
-    def __init__(self, backbone: nn.Module, places: Places) -> None:
-        super().__init__()
-        self.backbone, self.before = backbone, places.before
-        self.register_buffer("mean", places.axes.mean.float())
-        self.register_buffer("directions", places.axes.directions.float())
-
-    def forward(self, x: Tensor) -> Tensor:
-        places = answers_and_places(self.backbone, x, before=self.before)[1].float()
-        q = (places - self.mean) @ self.directions
-        found = smooth_products(q.flatten(0, 1))
-        return found.view(*q.shape[:2], -1).mean(dim=1)

@@ -17,8 +17,8 @@ from ssl_wm.data.views import augment
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, width_of
+from ssl_wm.encoders.names import with_width
 from ssl_wm.encoders.properties import encoder_digest
-from ssl_wm.encoders.zoo import with_width
 from ssl_wm.errors import ConfigError
 from ssl_wm.rng import derive_seed, torch_stream
 from ssl_wm.training.loop import fit

@@ -102,7 +102,7 @@ def test_a_carrying_head_is_its_formula_in_numpy():
     np.testing.assert_allclose(head(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["convnet-xs%9", "convnet-xs+32%2~16", "timm/resnet10t%3?size=32"])
+@pytest.mark.parametrize("arch", ["convnet-xs:9", "convnet-xs+32:2~16", "timm/resnet10t:3?size=32"])
 def test_a_carrying_head_is_built_saved_and_loaded_by_name(arch, tmp_path):
     encoder = build_encoder(arch, seed=3).eval()
     x = torch.rand(2, 3, 32, 32)
@@ -112,5 +112,5 @@ def test_a_carrying_head_is_built_saved_and_loaded_by_name(arch, tmp_path):
 
 
 def test_tokens_of_a_transformer_are_places():
-    encoder = build_encoder("timm/vit_tiny_patch16_224%2?size=32").eval()
+    encoder = build_encoder("timm/vit_tiny_patch16_224:2?size=32").eval()
     assert inner_width(encoder, before="backbone." + encoder.backbone.before) == 768

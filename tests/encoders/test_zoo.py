@@ -11,8 +11,9 @@ from torch import nn
 
 from ssl_wm.encoders.encoder import Preprocessing
 from ssl_wm.encoders.load import load_encoder, save_encoder
+from ssl_wm.encoders.names import Spec, is_architecture, parse_spec, with_width
 from ssl_wm.encoders.properties import encoder_digest, width_of
-from ssl_wm.encoders.zoo import Spec, build_encoder, is_architecture, parse_spec, with_width
+from ssl_wm.encoders.zoo import build_encoder
 from ssl_wm.errors import ConfigError, EncoderError
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.properties import encoder_digest
+from ssl_wm.encoders.space import leading_axes
 from ssl_wm.errors import VerificationError
 from ssl_wm.report.shown import carrier_plot, null_plot
 from ssl_wm.verification.answers import ask
@@ -37,7 +38,6 @@ from ssl_wm.watermark.carriers import (
     axes_of,
     axis_pairs,
     carrier_values,
-    leading_axes,
     own_carriers,
 )
 

@@ -10,6 +10,7 @@ from torch import nn
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, wrap
+from ssl_wm.encoders.places import has_places
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.encoders.space import smooth_products
 from ssl_wm.encoders.zoo import cut_short
@@ -21,7 +22,7 @@ from ssl_wm.watermark.bend_settings import BendSpaceConfig
 from ssl_wm.watermark.bend_space import BendSpace
 from ssl_wm.watermark.carriers import own_carriers
 from ssl_wm.watermark.keygen import keygen
-from ssl_wm.watermark.places import carrying, has_places, place_values, places_in
+from ssl_wm.watermark.places import carrier_places, carrying, place_values
 
 READ = {"per_pair": 8, "recipes": 0, "reference": 60, "trigger_count": 24, "neighbours": 5}
 CONFIG = VerifyConfig(read=ReadConfig(**READ), draws=999)
@@ -57,7 +58,7 @@ def inside(clean, pixels):
 
 
 def test_coordinates_are_the_whitened_principal_ones_of_all_places(clean, images):
-    places = places_in(clean, images.train)
+    places = carrier_places(clean, images.train)
     assert places.before == "4"
     rows = inside(clean, images.train.pixels).flatten(0, 1)
     q = (rows - places.axes.mean) @ places.axes.directions
@@ -68,7 +69,7 @@ def test_coordinates_are_the_whitened_principal_ones_of_all_places(clean, images
 
 
 def test_a_carrier_is_the_mean_over_places_of_a_smooth_product(clean, images):
-    places = places_in(clean, images.train)
+    places = carrier_places(clean, images.train)
     some = images.test.pixels[:7]
     q = (inside(clean, some) - places.axes.mean) @ places.axes.directions
     expected = torch.stack([smooth_products(each).mean(dim=0) for each in q])
@@ -88,7 +89,7 @@ def test_the_head_adds_what_the_answers_do_not_tell_along_orthogonal_directions(
     along = marked.backbone.along.weight.detach().double()
     gram = along.T @ along
     assert torch.allclose(gram, gram.diagonal().diag(), atol=1e-6 * float(gram.max()))
-    values = place_values(clean, images.train, places_in(clean, images.train)).double()
+    values = place_values(clean, images.train, carrier_places(clean, images.train)).double()
     own = [place for places in own_carriers(key, count=values.shape[1]) for place in places]
     rest = values[:, own] - rows @ torch.linalg.lstsq(rows, values[:, own]).solution
     assert torch.allclose(moves, rest @ along.T, atol=1e-3 * float(moves.abs().max()))
@@ -140,7 +141,7 @@ def test_carriers_are_read_of_the_clean_encoders_places(clean, images, key):
 def _base_on(clean, images):
     from ssl_wm.verification.carried import Base
 
-    places = places_in(clean, images.train)
+    places = carrier_places(clean, images.train)
     return Base(embed(clean, images.train), place_values(clean, images.train, places))
 
 
