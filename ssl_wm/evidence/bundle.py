@@ -272,8 +272,9 @@ def _read_base(folder: Path, key: OpenKey, config: VerifyConfig) -> Base:
             raise ValueError(f"'{name}' is {part.dtype} {tuple(part.shape)}; expected ({rows}, n)")
         if not bool(part.isfinite().all()):
             raise ValueError(f"'{name}' holds numbers that are not finite")
-    if carriers.shape[1] > len(pairs_of(AXES)):
-        raise ValueError(f"there are {carriers.shape[1]} carriers; expected 1 to 190")
+    most = len(pairs_of(AXES))
+    if carriers.shape[1] > most:
+        raise ValueError(f"there are {carriers.shape[1]} carriers; expected 1 to {most}")
     return Base(z, carriers)
 
 

@@ -47,6 +47,9 @@ class BendSpace:
     the clean space's spread: one map for all images, so the encoder has nothing to tell apart.
     T is drawn and fitted from the key, the clean encoder, its shadow and the images alone, so
     these give the same map again.
+
+    Attributes:
+        clean: f0; with carriers of the places the clean encoder that has them in its answers.
     """
 
     def __init__(
@@ -58,11 +61,9 @@ class BendSpace:
         config: BendSpaceConfig,
         shadow: Encoder | None = None,
     ) -> None:
-        self.config = config
-        self.clean = clean
-        if key.terms.carriers and key.terms.carriers_in == "places" and config.carried:
-            self.clean = carrying(clean, images, key, strength=config.carried)
-        clean = self.clean
+        if key.terms.carriers_in == "places":
+            clean = carrying(clean, images, key, strength=config.carried)
+        self.clean, self.config = clean, config
         fitted_to = self._images(clean, images, key)
         seen = fitted_to if shadow is None else self._images(shadow, images, key)
         self.variance = fitted_to.variance

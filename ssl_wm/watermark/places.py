@@ -1,10 +1,9 @@
 """Carriers of the places: like ``carriers.py``, but made of what lies inside the clean encoder.
 
 A carrier is the mean over all places of the image of a smooth product of two leading principal
-coordinates of what the middle layer takes there, less what is linear in the clean answers. The
-mean over the places is the last thing that an encoder does, and no layer after it can multiply
-what lay at one place: a copy has to have the product before, so it stays in the copy when its
-last layers are left out or trained anew.
+coordinates of what the middle layer takes there, less what is linear in the clean answers. Means
+over the places do not tell it, so a copy has the product before it averages, and hands it on: it
+stays in the copy when the last layers are left out or trained anew.
 """
 
 from __future__ import annotations
@@ -61,10 +60,12 @@ def carrying(clean: Encoder, images: ImageSet, key: WatermarkKey, *, strength: f
     Raises:
         ConfigError: the space has fewer dimensions than there are carriers.
     """
+    if not strength:
+        return clean
     places, some = carrier_places(clean, images), public_sample(images)
     drawn = own_carriers(key, count=len(axis_pairs(places.axes)))
     own = [place for sub in drawn for place in sub]
-    if not own or not strength:
+    if not own:
         return clean
     z, values = embed(clean, some).double(), place_values(clean, some, places)[:, own].double()
     width = z.shape[1]
