@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ssl_wm.console import say
+from ssl_wm.encoders.layers import layers_of
 from ssl_wm.encoders.load import width_of
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction.steal import StealConfig
@@ -79,11 +80,14 @@ WASHES: tuple[Wash, ...] = (
     Wash("ftal", 1e-3),
     Wash("weight-shift", 1.5),
     Wash("cut-layers", 1),
+    Wash("cut-layers", 2),
+    Wash("cut-layers", 3),
     Wash("ssl", 3e-4),
     Wash("ftal", 3e-4),
     Wash("weight-shift", 1.0),
 )
-"""Gone through in turn; those that need labels are left out where the images have one class."""
+"""Gone through in turn, but for those that need labels where the images have one class, and those
+that leave out more layers than there are."""
 
 WASHED_WITH = 5000
 """Most images that a washing takes."""
@@ -175,8 +179,7 @@ def plan_nulls(clean: Encoder, *, config: NullsConfig, pools: Mapping[str, Image
         )
     like = like_the_clean(clean, images=pools[""], fit=config.pretrain)
     names, plans = list(pools), []
-    labelled = len(pools[""].labels.unique()) > 1
-    washes = [each for each in WASHES if labelled or REMOVALS[each.attempt].needs != "labels"]
+    washes = _washes_of(clean, images=pools[""]) if config.washed else []
     share = config.washed / (1 - config.retrained) if config.retrained < 1 else 0.0
     copies = washed = 0
     for number in range(config.count):
@@ -202,6 +205,19 @@ def plan_nulls(clean: Encoder, *, config: NullsConfig, pools: Mapping[str, Image
         plans.append(Plan(name, pool, steal=theft))
         copies += 1
     return plans
+
+
+def _washes_of(clean: Encoder, *, images: ImageSet) -> list[Wash]:
+    """Return the washings that ``clean`` has layers for, and the images labels."""
+    labelled = len(images.labels.unique()) > 1
+    side = None if clean.preprocessing.size else images.size[-1]
+    layers = len(layers_of(clean, side=side))
+    return [
+        each
+        for each in WASHES
+        if (labelled or REMOVALS[each.attempt].needs != "labels")
+        and (each.attempt != "cut-layers" or each.strength < layers)
+    ]
 
 
 def _is_due(number: int, share: float) -> bool:

@@ -136,6 +136,13 @@ def test_every_washing_of_the_table_can_be_carried_out_with_the_owners_images():
     assert len(set(WASHES)) == len(WASHES)
 
 
+def test_an_encoder_is_cut_only_where_layers_are_left(world, images):
+    config = NullsConfig(count=20, retrained=0, washed=1)
+    plans = plan_nulls(world.convnet(), config=config, pools={"": images.train})
+    cuts = {plan.wash[0].strength for plan in plans if plan.wash[0].attempt == "cut-layers"}
+    assert cuts == {1}  # of its two layers
+
+
 @pytest.mark.parametrize(("retrained", "washed"), [(0.0, 0.6), (0.25, 0.5), (0.4, 0.6), (1.0, 0)])
 def test_the_share_of_washed_ones_is_kept_and_more_of_them_change_nothing(
     clean, images, retrained, washed

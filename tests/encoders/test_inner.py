@@ -16,6 +16,7 @@ from ssl_wm.encoders.inner import answers_and_places, inner_width, middle_layer,
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder
 from ssl_wm.encoders.zoo import cut_short
 from ssl_wm.errors import EncoderError
+from ssl_wm.removal.remove import RemovalConfig, remove
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -114,3 +115,14 @@ def test_a_carrying_head_is_built_saved_and_loaded_by_name(arch, tmp_path):
 def test_tokens_of_a_transformer_are_places():
     encoder = build_encoder("timm/vit_tiny_patch16_224:2?size=32").eval()
     assert inner_width(encoder, before="backbone." + encoder.backbone.before) == 768
+
+
+def test_an_encoder_with_carriers_is_fine_tuned_like_any_other(world):
+    encoder = build_encoder("convnet-xs:2~4", seed=1).eval()
+    images = world.images(groups=3, train=8, side=16).train
+    config = RemovalConfig(fit={"epochs": 1, "batch_size": 8, "warmup_steps": 1})
+    tuned = remove(encoder, attempt="ftal", strength=1e-3, images=images, config=config)
+    assert tuned.arch == encoder.arch
+    before, after = encoder.state_dict(), tuned.state_dict()
+    for name in ("backbone.backbone.along.weight", "backbone.backbone.first.weight"):
+        assert not torch.equal(before[name], after[name])
