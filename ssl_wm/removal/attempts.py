@@ -35,6 +35,7 @@ class Removal:
         whole: whether the strength is a whole number.
         needs: what the thief must have besides the encoder. "other labels" are labelled images
             of another task.
+        inside: whether it needs the encoder's layers although it changes its answers alone.
         source: where it comes from.
         differs: what is done in another way than there.
     """
@@ -48,13 +49,14 @@ class Removal:
     high: float = float("inf")
     whole: bool = False
     needs: Literal["nothing", "images", "labels", "other labels"] = "nothing"
+    inside: bool = False
     source: str = ""
     differs: str = ""
 
     @property
     def white_box(self) -> bool:
         """Whether the thief must hold the weights; else embeddings as served are enough."""
-        return self.kind in ("weights", "training")
+        return self.inside or self.kind in ("weights", "training")
 
     @property
     def wraps(self) -> bool:
@@ -213,7 +215,7 @@ REMOVALS: dict[str, Removal] = {
     "flatten-places": Removal(
         flattening.flatten_places, "outputs",
         "leading coordinates of the places inside whose products are taken out",
-        (5, 10, 15, 20), low=2, high=1000, whole=True, needs="images",
+        (5, 10, 15, 20), low=2, high=1000, whole=True, needs="images", inside=True,
         source="own: the adaptive attempt on carriers of the places",
     ),
     "pca-leading": Removal(

@@ -122,7 +122,9 @@ def test_a_wrong_or_missing_setting_is_one_clear_line(changes, says, tmp_path):
 @pytest.mark.parametrize("attempt", sorted(DRAWLESS))
 def test_what_is_said_to_draw_nothing_gives_the_same_with_any_seed(attempt, world):
     images, encoder = world.images(train=2, test=1).train, world.convnet()
-    strength = REMOVALS[attempt].strengths[0 if attempt in ("cut-layers", "flatten") else 1]
+    strength = REMOVALS[attempt].strengths[
+        0 if attempt in ("cut-layers", "flatten", "flatten-places") else 1
+    ]
     one, two = (
         embed(remove(encoder, attempt=attempt, strength=strength, images=images, seed=seed), images)
         for seed in (1, 2)

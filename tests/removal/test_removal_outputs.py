@@ -137,7 +137,9 @@ def test_a_linear_map_is_saved_and_loads_by_name(attempt, encoder, images, tmp_p
     assert torch.equal(embed(load_encoder(tmp_path / "washed"), images), embed(new, images))
 
 
-@pytest.mark.parametrize("attempt", [n for n, e in REMOVALS.items() if e.kind == "outputs"])
+@pytest.mark.parametrize(
+    "attempt", [n for n, e in REMOVALS.items() if e.kind == "outputs" and not e.inside]
+)
 def test_answers_of_a_service_can_be_changed_too(attempt, encoder, images):
     """A thief who only relays a service holds no weights."""
     served = load_encoder(lambda x: encoder(x).detach().numpy())
