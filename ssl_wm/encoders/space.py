@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ROWS_A_DIRECTION = 8
+"""Images for each principal direction that vectors are read in; further ones are left out."""
 
 
 def group_centres(z: Tensor, groups: Tensor, *, count: int) -> tuple[Tensor, Tensor]:
@@ -113,6 +117,22 @@ def smooth_products(q: Tensor) -> Tensor:
     """
     a, b = (q[:, side] for side in pairs_of(q.shape[1]).to(q.device).T)
     return _even(a + b) - _even(a - b)
+
+
+def product_units(axes: Axes, places: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return (W (4 J, D), b (4 J,)), float64, of units that make J of the smooth products.
+
+    With the units ``gelu(W z + b)`` in four blocks of J, the products are the sum of the first
+    two blocks minus that of the last two.
+
+    Args:
+        axes: K coordinates of vectors z (D,).
+        places: J places in the order of ``pairs_of``.
+    """
+    pairs = pairs_of(axes.directions.shape[1])[list(places)]
+    a, b = (axes.directions[:, side].T for side in pairs.T)
+    weight = torch.cat([a + b, -a - b, a - b, b - a])
+    return weight, -weight @ axes.mean
 
 
 def pairs_of(count: int) -> Tensor:

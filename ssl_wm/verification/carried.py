@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_wm.encoders.space import ROWS_A_DIRECTION
+
 if TYPE_CHECKING:
     from ssl_wm.verification.settings import VerifyConfig
     from ssl_wm.watermark.open_key import OpenKey
 
-ROWS_A_DIRECTION = 8
-"""Images for each principal direction that an encoder is read in; further ones are left out."""
 FLAT = 1e-6
 """Directions with less than this share of the first one's variance are left out."""
 NOTHING = 1e-10

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from ssl_wm.encoders.embeddings import embed
-from ssl_wm.encoders.space import Axes, leading_axes, pairs_of, smooth_products
+from ssl_wm.encoders.space import Axes, leading_axes, pairs_of, product_units, smooth_products
 from ssl_wm.errors import ConfigError
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.derivation import stream_of
@@ -115,10 +115,9 @@ class Carriers(nn.Module):
         moved = (values - values.mean(dim=0)).square().sum(dim=1).mean()
         spread = natural.double().var(dim=0, correction=0).sum()
         along = along * (strength * (spread / moved.clamp(min=1e-300)).sqrt())
-        one, two = (axes.directions[:, side].T for side in axis_pairs(axes)[list(places)].T)
-        inner = torch.cat([one + two, -one - two, one - two, two - one])
-        self.register_buffer("first", inner)
-        self.register_buffer("bias", -inner @ axes.mean)
+        first, bias = product_units(axes, places)
+        self.register_buffer("first", first)
+        self.register_buffer("bias", bias)
         self.register_buffer("last", torch.cat([along, along, -along, -along]).T.contiguous())
 
     def forward(self, z: Tensor) -> Tensor:

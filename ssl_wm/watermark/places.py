@@ -19,7 +19,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.heads import Carrying
 from ssl_wm.encoders.names import with_carriers
 from ssl_wm.encoders.places import Places, place_products, places_in
-from ssl_wm.encoders.space import Axes, pairs_of
+from ssl_wm.encoders.space import ROWS_A_DIRECTION, product_units
 from ssl_wm.errors import ConfigError
 from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.carriers import AXES, axis_pairs, own_carriers, public_sample
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ssl_wm.data.sources import ImageSet
     from ssl_wm.watermark.key import WatermarkKey
 
-ROWS_A_DIRECTION = 8
-"""Images for each principal direction of the answers that a carrier is freed of."""
 LEAST = 0.1
 """Least share of a carrier's deviation, beyond what the answers tell, that is scaled up to 1."""
 
@@ -87,23 +85,15 @@ def carrying(clean: Encoder, images: ImageSet, key: WatermarkKey, *, strength: f
         copy.deepcopy(clean.backbone), before=places.before,
         channels=len(places.axes.mean), width=width, count=len(own),
     )  # fmt: skip
-    _write(head, places.axes, own=own, slope=slope, offset=offset, along=along)
-    arch = clean.arch if clean.arch == "custom" else with_carriers(clean.arch, len(own))
-    return Encoder(head, arch=arch, preprocessing=clean.preprocessing).eval()
-
-
-def _write(
-    head: Carrying, axes: Axes, *, own: list[int], slope: Tensor, offset: Tensor, along: Tensor
-) -> None:
-    """Give ``head`` the weights that make it the carriers ``own``."""
-    a, b = (axes.directions[:, side].T for side in pairs_of(axes.directions.shape[1])[own].T)
-    inner = torch.cat([a + b, -a - b, a - b, b - a])
+    first, bias = product_units(places.axes, own)
     with torch.no_grad():
-        head.first.weight.copy_(inner)
-        head.first.bias.copy_(-inner @ axes.mean)
+        head.first.weight.copy_(first)
+        head.first.bias.copy_(bias)
         head.known.weight.copy_(slope)
         head.known.bias.copy_(offset)
         head.along.weight.copy_(along)
+    arch = clean.arch if clean.arch == "custom" else with_carriers(clean.arch, len(own))
+    return Encoder(head, arch=arch, preprocessing=clean.preprocessing).eval()
 
 
 def _known_of(values: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
