@@ -180,13 +180,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def check_sides(image: Image.Image) -> None:
-    """Do nothing when an opened image has a size that may be decoded.
+def check_sides(height: int, width: int) -> None:
+    """Do nothing when an image of ``height`` x ``width`` pixels may be decoded.
 
     Raises:
         UnusableImageError: one pixel wide or high, or a decompression bomb.
     """
-    width, height = image.size
     most = Image.MAX_IMAGE_PIXELS
     if min(width, height) < 2:
         raise UnusableImageError(f"one pixel wide or high ({height} x {width})")
@@ -213,7 +212,7 @@ def _opened(item: Item) -> Iterator[Image.Image]:
         told_why(item),
         Image.open(item, formats=FORMATS) if isinstance(item, Path) else item() as image,
     ):
-        check_sides(image)
+        check_sides(image.height, image.width)
         yield image
 
 

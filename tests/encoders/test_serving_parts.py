@@ -393,6 +393,7 @@ def test_a_bomb_is_refused_by_its_header_before_a_pixel_is_decoded(side, monkeyp
         raise AssertionError("decoded")
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", never)
+    monkeypatch.setattr("ssl_wm.encoders.serving.decoding.plain_pixels", never)
     limits = ServeConfig(max_pixels=512 * 512)
     with pytest.raises(RefusedError) as caught:
         decode_files([bomb(side)], limits=limits)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
-import json
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import orjson
+import pybase64
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from ssl_wm.encoders.properties import tensor_bytes
 from ssl_wm.encoders.serving.accounts import Account
 from ssl_wm.encoders.serving.bodies import LimitedBody
 from ssl_wm.encoders.serving.decoding import Asked, check_count, parse_encoding, parse_json
@@ -241,12 +240,10 @@ def render(rows: Tensor, encoding: str, model: str, billed: int) -> bytes:
     "float" writes numbers that read back as the same float32; "base64" the little-endian
     float32 bytes of each embedding.
     """
-    items: list[Any]
+    items: list[Any] = list(rows.contiguous().numpy())
     if encoding == "base64":
-        whole, step = tensor_bytes(rows.contiguous()), 4 * rows.shape[1]
-        items = [base64.b64encode(whole[i : i + step]).decode() for i in range(0, len(whole), step)]
-    else:
-        items = rows.tolist()
+        items = [pybase64.b64encode_as_string(row.astype("<f4").tobytes()) for row in items]
     data = [{"object": "embedding", "index": i, "embedding": e} for i, e in enumerate(items)]
     facts = {"object": "list", "model": model, "width": rows.shape[1], "data": data}
-    return json.dumps({**facts, "usage": {"billed_images": billed}}, allow_nan=False).encode()
+    answer = {**facts, "usage": {"billed_images": billed}}
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)

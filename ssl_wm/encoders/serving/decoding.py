@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal
 
+import orjson
+import pybase64
 import torch
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 from torch import Tensor
@@ -20,6 +20,7 @@ from ssl_wm.data.decoding import (
     upright_pixels,
     upright_size,
 )
+from ssl_wm.encoders.serving.plain_png import plain_pixels, plain_size
 from ssl_wm.encoders.serving.refusals import RefusedError
 from ssl_wm.encoders.serving.settings import ServeConfig
 
@@ -44,8 +45,8 @@ def parse_json(body: bytes, *, limits: ServeConfig) -> Asked:
         RefusedError: 422, it is not that; 413, there are too many images.
     """
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError):
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
         raise _unusable("the body is not JSON") from None
     if not isinstance(data, dict):
         raise _unusable('the body must be a JSON object, {"images": [base64, ...]}')
@@ -92,8 +93,8 @@ def check_count(count: int, *, limits: ServeConfig) -> None:
 def _from_base64(text: str, index: int) -> bytes:
     _, _, data = text.rpartition("base64,") if text.startswith("data:") else ("", "", text)
     try:
-        return binascii.a2b_base64(data, strict_mode=True)
-    except (binascii.Error, ValueError):
+        return pybase64.b64decode(data, validate=True)
+    except ValueError:
         raise _unusable(f"image {index} is not base64") from None
 
 
@@ -110,20 +111,25 @@ def decode_files(files: Sequence[bytes], *, limits: ServeConfig) -> list[Tensor]
     opened, total = [], 0
     for index, data in enumerate(files):
         image, (height, width) = _header(data, index)
-        opened.append(image)
+        opened.append((image, (height, width)))
         total += height * width
         if limits.max_pixels is not None and height * width > limits.max_pixels:
             raise _too_large(f"image {index} has {height} x {width} pixels", limits.max_pixels)
         if total > limits.max_request_pixels:
             raise _too_large("the images together have too many pixels", limits.max_request_pixels)
-    return [_pixels(image, index) for index, image in enumerate(opened)]
+    return [_pixels(image, size, index) for index, (image, size) in enumerate(opened)]
 
 
-def _header(data: bytes, index: int) -> tuple[Image.Image, tuple[int, int]]:
+def _header(data: bytes, index: int) -> tuple[Image.Image | bytes, tuple[int, int]]:
+    """Return the opened image, or the file itself where it is a plain PNG, and its (H, W)."""
     try:
         with told_why():
+            plain = plain_size(data)
+            if plain is not None:
+                check_sides(*plain)
+                return data, plain
             image = _open(data)
-            check_sides(image)
+            check_sides(image.height, image.width)
             return image, upright_size(image)
     except UnusableImageError as error:
         if "decompression bomb" in str(error):
@@ -131,10 +137,15 @@ def _header(data: bytes, index: int) -> tuple[Image.Image, tuple[int, int]]:
         raise _unusable(f"image {index}: {error}") from None
 
 
-def _pixels(image: Image.Image, index: int) -> Tensor:
+def _pixels(image: Image.Image | bytes, size: tuple[int, int], index: int) -> Tensor:
+    if isinstance(image, bytes):
+        plain = plain_pixels(image, size=size)
+        if plain is not None:
+            return plain
     try:
         with told_why():
-            pixels = upright_pixels(image)
+            opened = _open(image) if isinstance(image, bytes) else image
+            pixels = upright_pixels(opened)
     except UnusableImageError as error:
         raise _unusable(f"image {index}: {error}") from None
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
