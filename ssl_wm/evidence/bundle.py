@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from ssl_wm.encoders.properties import tensor_bytes
-from ssl_wm.encoders.space import Axes, pairs_of
 from ssl_wm.errors import OutputError, VerificationError
 from ssl_wm.evidence.manifest import MANIFEST, changes, naming, read_manifest, write_manifest
+from ssl_wm.evidence.numbers import read_base, read_nulls
 from ssl_wm.files import (
     canonical_json,
     read_json,
@@ -37,10 +37,9 @@ from ssl_wm.files import (
     write_tensors,
 )
 from ssl_wm.verification.carried import Base, reads_carriers
-from ssl_wm.verification.questions import REFERENCE, own_size, question_names, question_size, render
+from ssl_wm.verification.questions import question_names, question_size, render
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import VerifyConfig
-from ssl_wm.watermark.carriers import AXES, carrier_values
 from ssl_wm.watermark.keyfile import read_revealed, revealed_content
 
 if TYPE_CHECKING:
@@ -235,10 +234,12 @@ def open_bundle(folder: Path) -> Bundle:
     base = None
     with naming(CLEAN):
         if reads_carriers(key, config):
-            base = _read_base(folder, key, config)
+            base = read_base(folder / CLEAN, key, config)
     with naming(NULLS):
         carriers = 0 if base is None else base.carriers.shape[1]
-        nulls = _read_nulls(folder, key, config, count=len(facts["nulls"]), carriers=carriers)
+        nulls = read_nulls(
+            folder / NULLS, key, config, count=len(facts["nulls"]), carriers=carriers
+        )
     with naming(MANIFEST):
         manifest = read_manifest(folder)
         strange = set(manifest["files"]) ^ expected_files(key, config)
@@ -259,65 +260,3 @@ def _checked_facts(facts: dict[str, Any], key: OpenKey, config: VerifyConfig) ->
     if not isinstance(facts["nulls"], list) or not facts["nulls"]:
         raise ValueError("names no null encoder")
     return facts
-
-
-def _read_base(folder: Path, key: OpenKey, config: VerifyConfig) -> Base:
-    tensors = read_tensors(folder / CLEAN)
-    if "directions" in tensors:
-        return _read_base_of_3(tensors, key, config)
-    z, carriers = tensors["z"], tensors["carriers"]
-    rows = question_size(REFERENCE, key, config=config.read)
-    for name, part in (("z", z), ("carriers", carriers)):
-        if part.dtype != torch.float32 or part.ndim != 2 or len(part) != rows or not part.shape[1]:
-            raise ValueError(f"'{name}' is {part.dtype} {tuple(part.shape)}; expected ({rows}, n)")
-        if not bool(part.isfinite().all()):
-            raise ValueError(f"'{name}' holds numbers that are not finite")
-    most = len(pairs_of(AXES))
-    if carriers.shape[1] > most:
-        raise ValueError(f"there are {carriers.shape[1]} carriers; expected 1 to {most}")
-    return Base(z, carriers)
-
-
-def _read_base_of_3(tensors: Mapping[str, Tensor], key: OpenKey, config: VerifyConfig) -> Base:
-    """Return what a bundle of version 3 holds in its place: coordinates, not carriers."""
-    z, mean, directions = (tensors[name] for name in ("z", "mean", "directions"))
-    rows = question_size(REFERENCE, key, config=config.read)
-    width, count = directions.shape
-    shapes = {"z": (z, (rows, width)), "mean": (mean, (width,)), "directions": (directions, None)}
-    for name, (part, shape) in shapes.items():
-        if part.dtype != torch.float64 or (shape and tuple(part.shape) != shape):
-            raise ValueError(f"'{name}' is {part.dtype} {tuple(part.shape)}; expected {shape}")
-        if not bool(part.isfinite().all()):
-            raise ValueError(f"'{name}' holds numbers that are not finite")
-    if not 0 < count <= AXES:
-        raise ValueError(f"'directions' are {count}; expected 1 to {AXES}")
-    return Base(z, carrier_values(z, Axes(mean, directions)))
-
-
-def _read_nulls(
-    folder: Path, key: OpenKey, config: VerifyConfig, *, count: int, carriers: int
-) -> tuple[Margins, ...]:
-    tensors = read_tensors(folder / NULLS)
-    groups, subs, read = len(key.groups), len(key.sub_keys), config.read
-    places = torch.arange(groups)
-    a, b, t = places.view(-1, 1, 1), places.view(1, -1, 1), places.view(1, 1, -1)
-    shapes: dict[str, tuple[int, ...]] = {
-        "tables": (count, subs, groups, groups, groups),
-        "own": (count, subs, own_size(key, config=read)),
-        "recipes": (count, subs, read.decoy_recipes + 1),
-        **({"carried": (count, carriers)} if carriers else {}),
-    }
-    for name, shape in shapes.items():
-        part = tensors[name]
-        if part.dtype != torch.float64 or tuple(part.shape) != shape:
-            raise ValueError(
-                f"'{name}' is {part.dtype} {tuple(part.shape)}; expected torch.float64 {shape}"
-            )
-        known = torch.ones(shape, dtype=torch.bool)
-        if name == "tables":
-            known = ((a != b) & (b != t) & (a != t)).expand(shape)
-        if not torch.equal(part.isfinite(), known):
-            raise ValueError(f"'{name}' is not a number where one is due, or the other way round")
-    return tuple(
-        Margins(**{name: tensors[name][place] for name in shapes}) for place in range(count)
-    )
