@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from ssl_wm.data.catalogue import list_digits, list_torchvision
-from ssl_wm.data.decoding import StreamedPixels, UnusableImageError, decode, in_threads, read_size
+from ssl_wm.data.decoding import UnusableImageError, read_size
 from ssl_wm.data.listing import Listing, balanced, hold_out, list_folder
+from ssl_wm.data.streaming import StreamedPixels, decode, in_threads
 from ssl_wm.errors import ConfigError, DataError
 
 MEMORY_LIMIT = 2 * 2**30

@@ -13,15 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from ssl_wm.data.decoding import (
-    StreamedPixels,
-    UnusableImageError,
-    decode,
-    in_threads,
-    read_pixels,
-    read_size,
-    to_rgb,
-)
+from ssl_wm.data.decoding import UnusableImageError, read_pixels, read_size, to_rgb
+from ssl_wm.data.streaming import StreamedPixels, decode, in_threads
 from ssl_wm.errors import DataError
 from ssl_wm.files import sha256_bytes
 

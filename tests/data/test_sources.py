@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_wm.data import sources
-from ssl_wm.data.decoding import StreamedPixels
 from ssl_wm.data.sources import ImageSet, open_images
+from ssl_wm.data.streaming import StreamedPixels
 from ssl_wm.errors import ConfigError, DataError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
