@@ -82,3 +82,52 @@ def negative_log(value: Tensor, *, floor: float = 0.05) -> Tensor:
     """
     safe = value.clamp(min=floor)
     return -safe.log() + (safe - value) / floor
+
+
+def unrecovered(bent: Tensor, before: Tensor, *, ridge: float = 1e-3) -> Tensor:
+    """Return the share of the features' variance that no linear map of ``bent`` gives back.
+
+    ``mean_j |(Z M)_j - x_j|^2 / |x_j|^2`` with Z and x the centred rows of ``bent`` and ``before``
+    and M the ridge regression of x on Z (Hoerl and Kennard, 1970). Each feature counts equally, as
+    it does for a linear probe, which standardises them: at 0, whatever a linear probe reads from
+    ``before`` one reads from ``bent``.
+
+    Args:
+        bent: (N, D) bent embeddings.
+        before: (N, D) the embeddings that were bent.
+        ridge: against the mean variance of a feature of ``bent``.
+    """
+    z, x = bent - bent.mean(dim=0), before - before.mean(dim=0)
+    spread = z.T @ z / len(z)
+    loaded = spread + ridge * spread.diagonal().mean() * torch.eye(len(spread), dtype=z.dtype)
+    rest = z @ torch.linalg.solve(loaded, z.T @ x / len(z)) - x
+    variance = x.square().mean(dim=0)
+    share = rest.square().mean(dim=0) / variance.clamp(min=1e-6 * float(variance.max()) + 1e-30)
+    mean: Tensor = share.mean()
+    return mean
+
+
+def changed_similarities(bent: Tensor, before: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Return ``mean_i KL(p_i || q_i)`` of the images' similarities, which is what kNN loses.
+
+    ``q_i = softmax_{j != i}(cos(z_i, z_j) / temperature)`` over the bent rows, p_i over the rows
+    before, both around their means (relational distillation, as in Park et al., CVPR 2019, with a
+    divergence in place of the Huber loss).
+
+    Args:
+        bent: (N, D) bent embeddings.
+        before: (N, D) the embeddings that were bent.
+        temperature: of the softmax.
+    """
+    itself = torch.eye(len(bent), dtype=torch.bool)
+    log_p, log_q = (
+        _cosines(rows).mul(1 / temperature).masked_fill(itself, -1e4).log_softmax(dim=1)
+        for rows in (before, bent)
+    )
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def _cosines(rows: Tensor) -> Tensor:
+    """Return the cosines (N, N) of ``rows`` around their mean."""
+    unit = F.normalize(rows - rows.mean(dim=0), dim=1)
+    return unit @ unit.T

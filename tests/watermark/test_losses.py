@@ -8,10 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cosine
+from scipy.special import logsumexp
 from scipy.stats import entropy
+from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from ssl_wm.watermark.losses import cosine_distance, output_divergence, relative_error
+from ssl_wm.watermark.losses import (
+    changed_similarities,
+    cosine_distance,
+    output_divergence,
+    relative_error,
+    unrecovered,
+)
 
 SHAPES = st.tuples(st.integers(1, 7), st.integers(2, 9))
 
@@ -90,3 +98,45 @@ def test_gradients_agree_with_finite_differences(name):
         "divergence": lambda x: output_divergence(x, other, temperature=0.7),
     }[name]
     assert torch.autograd.gradcheck(loss, z.requires_grad_())
+
+
+def _stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_unrecovered_is_scikit_learns_ridge_on_each_feature():
+    bent, before = (torch.randn(200, 12, generator=_stream(s)).double() for s in (6, 7))
+    bent = bent + before * torch.linspace(0, 3, 12)
+    centred = bent - bent.mean(dim=0)
+    alpha = 1e-3 * float(centred.square().mean(dim=0).mean()) * len(bent)
+    model = Ridge(alpha=alpha).fit(bent.numpy(), before.numpy())
+    rest = (before.numpy() - model.predict(bent.numpy())).var(axis=0)
+    expected = (rest / before.numpy().var(axis=0)).mean()
+    assert unrecovered(bent, before).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_rotation_and_a_shift_lose_nothing_and_a_constant_loses_all():
+    before = torch.randn(300, 12, generator=_stream(8)).double()
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=_stream(9)).double())[0]
+    assert unrecovered(before @ turn + 5, before).item() < 1e-5
+    assert unrecovered(torch.ones_like(before) + 1e-9 * before[:, :1], before).item() > 0.9
+
+
+def test_changed_similarities_are_their_formula_in_numpy():
+    bent, before = (torch.randn(30, 12, generator=_stream(s)).double() for s in (10, 11))
+    logs = []
+    for rows in (before.numpy(), bent.numpy()):
+        unit = rows - rows.mean(axis=0)
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        scores = unit @ unit.T / 0.1
+        np.fill_diagonal(scores, -np.inf)
+        logs.append(scores - logsumexp(scores, axis=1, keepdims=True))
+    apart = ~np.eye(30, dtype=bool)
+    expected = (np.exp(logs[0][apart]) * (logs[0][apart] - logs[1][apart])).sum() / 30
+    assert changed_similarities(bent, before).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_rotation_a_shift_and_a_scale_change_no_similarity():
+    before = torch.randn(50, 12, generator=_stream(12)).double()
+    turn = torch.linalg.qr(torch.randn(12, 12, generator=_stream(13)).double())[0]
+    assert abs(changed_similarities(7 * before @ turn - 2, before).item()) < 1e-12
