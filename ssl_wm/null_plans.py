@@ -82,6 +82,8 @@ WASHES: tuple[Wash, ...] = (
     Wash("cut-layers", 1),
     Wash("cut-layers", 2),
     Wash("cut-layers", 3),
+    Wash("rtal", 1e-3),
+    Wash("rtal", 3e-3),
     Wash("ssl", 3e-4),
     Wash("ftal", 3e-4),
     Wash("weight-shift", 1.0),
