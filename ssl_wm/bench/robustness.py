@@ -75,7 +75,8 @@ class RobustnessBench:
         A cell that fails with an error of ours is noted as failed and the run goes on.
 
         Args:
-            after: called with the result so far whenever a cell is done.
+            after: called with the result so far, at the start where there is one, and whenever a
+                cell is done.
 
         Raises:
             ConfigError: a finished cell was made with other settings; the first is named.
@@ -87,6 +88,8 @@ class RobustnessBench:
             facts = self._kept(cell)
             if facts is not None:
                 done[cell] = facts
+        if done:  # it may have been judged again: that is told before anything else is run
+            self._tell(done, after)
         for number, cell in enumerate(self.cells, start=1):
             is_new = cell not in done
             if is_new:
@@ -96,10 +99,13 @@ class RobustnessBench:
             if cell.attempt == UNTOUCHED:
                 _refuse_undecided(self._concluded(done[cell]))
             if is_new:
-                so_far = self._write(done)
-                if after is not None:
-                    after(so_far)
+                self._tell(done, after)
         return self._write(done)
+
+    def _tell(self, done: Mapping[Cell, Facts], after: Callable[[Facts], object] | None) -> None:
+        so_far = self._write(done)
+        if after is not None:
+            after(so_far)
 
     def _kept(self, cell: Cell) -> Facts | None:
         """Return a finished cell, judged by today's settings; None where it has to be run."""

@@ -194,6 +194,22 @@ def test_by_other_nulls_what_was_read_is_judged_again(
     assert told != before
 
 
+def test_what_was_judged_again_is_told_before_another_cell_is_run(finished, opened, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "kept")
+    cells = sorted((tmp_path / "kept" / "cells" / CONTROL).glob("*.json"))
+    next(cell for cell in cells if UNTOUCHED not in cell.name).unlink()
+    settings = config(verify={"draws": 9_999, "read": READ, "alpha": 0.02})
+
+    def stop(result):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        RobustnessBench(settings, opened=opened, out=tmp_path / "kept").run(after=stop)
+    told = json.loads((tmp_path / "kept" / "result.json").read_text())
+    assert (told["left"], told["alpha"]) == (1, 0.02)
+    assert len(told["rows"]) == len(finished[1]["rows"]) - 1
+
+
 def test_a_damaged_reading_is_named_not_judged(finished, opened, tmp_path):
     shutil.copytree(finished[0], tmp_path / "kept")
     path = next((tmp_path / "kept" / "cells" / "victim").glob("*.safetensors"))
