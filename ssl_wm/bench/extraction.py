@@ -31,8 +31,8 @@ from ssl_wm.extraction.settings import checked_attack
 from ssl_wm.extraction.steal import steal
 from ssl_wm.files import plain, read_json, read_tensors, write_json, write_tensors
 from ssl_wm.training.loop import finish
+from ssl_wm.verification.once import Memory
 from ssl_wm.verification.questions import FRESH, OTHERS, question_size
-from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.verification.statistics import clopper_pearson
 from ssl_wm.verification.verdict import Verdict
@@ -83,7 +83,7 @@ class ExtractionBench:
         self.cells = expand(config, sizes=sizes)
         for cell in self.cells:
             checked_attack(cell.theft(config))
-        self.memory: dict[str, Margins] = {}
+        self.memory = Memory()
         self.common = plain({
             "victim": known_digest(victim) or victim.made.get("url") or name,
             "images": {"train": images.train.fingerprint, "test": images.test.fingerprint},

@@ -26,7 +26,7 @@ from ssl_wm.report import render_html
 from ssl_wm.rng import derive_seed
 from ssl_wm.training.loop import finish
 from ssl_wm.training.pretrain import pretrain
-from ssl_wm.verification.readings import Margins
+from ssl_wm.verification.once import Memory
 from ssl_wm.verification.utility import utility
 from ssl_wm.verification.verdict import Verdict
 from ssl_wm.verification.verify import verify
@@ -54,7 +54,7 @@ class Benchmark:
         )
         self.encoders: dict[str, Encoder] = {}
         self.identities: dict[str, str] = {}
-        self.memory: dict[str, Margins] = {}
+        self.memory = Memory()
         self.verdicts: dict[str, Verdict] = {}
 
     def run(self) -> dict[str, Any]:

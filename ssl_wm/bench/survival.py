@@ -8,7 +8,7 @@ one that failed is tried again. ``result.json`` is written after every cell.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ssl_wm.console import say
 from ssl_wm.data.sources import Images, ImageSet, open_images
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.encoders.properties import known_digest
-from ssl_wm.errors import EncoderError, OutputError, SslWmError, VerificationError
+from ssl_wm.errors import ConfigError, EncoderError, OutputError, SslWmError, VerificationError
 from ssl_wm.extraction.steal import begun as surrogate_begun
 from ssl_wm.files import plain, read_json, write_json
 from ssl_wm.training.pretrain import begun as pretrain_begun
@@ -65,17 +65,26 @@ class SurvivalBench:
         })  # fmt: skip
         self.current: SurvivalRun | None = None
 
-    def run(self, *, after: Callable[[Facts], object] | None = None) -> Facts:
+    def run(
+        self,
+        *,
+        only: Sequence[int] | None = None,
+        after: Callable[[Facts], object] | None = None,
+    ) -> Facts:
         """Make and measure what is not there yet; return and write ``result.json``.
 
         Args:
+            only: the runs to make now; None means all. The result tells of the others too, as
+                far as they are in the folder.
             after: called with the result so far whenever a cell is done.
 
         Raises:
             ConfigError: a cell in the folder was made with other settings; the first is named.
+                Or there is no such run.
             VerificationError: not one cell could be measured.
             OutputError: the folder cannot be written to.
         """
+        self._check_runs(only)
         for cell in self.cells:
             refuse_others(cell.folder(self.out) / ASKED, self.identity(cell))
         for run in range(self.config.runs):
@@ -86,7 +95,7 @@ class SurvivalBench:
             if path.is_file() and "error" not in (facts := read_json(path, what="measured cell")):
                 done[cell] = facts
         for number, cell in enumerate(self.cells, start=1):
-            if cell in done:
+            if cell in done or (only is not None and cell.run not in only):
                 continue
             say(f"{number} of {len(self.cells)}: {cell.name}")
             done[cell] = self._cell(cell, done)
@@ -148,6 +157,15 @@ class SurvivalBench:
         groups = config.key.clusters if config.key.groups == "clusters" else classes
         count = config.key.sub_keys or (3 if groups >= 9 else 1)
         check_sub_keys(count + config.key.spare, groups=groups, families=config.key.families)
+
+    def _check_runs(self, only: Sequence[int] | None) -> None:
+        runs = self.config.runs
+        for number in only or ():
+            if not 0 <= number < runs:
+                raise ConfigError(
+                    f"there is no run {number}: the config has {runs}, counted from 0; give "
+                    "some of these, or raise runs"
+                )
 
     def _pool(self, spec: str) -> ImageSet:
         if spec == SAME:

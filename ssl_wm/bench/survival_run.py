@@ -32,7 +32,7 @@ from ssl_wm.extraction.steal import steal
 from ssl_wm.files import read_json, write_json
 from ssl_wm.rng import torch_stream
 from ssl_wm.training.pretrain import pretrain
-from ssl_wm.verification.readings import Margins
+from ssl_wm.verification.once import Memory
 from ssl_wm.verification.verify import verify
 from ssl_wm.watermark.embed import watermark
 from ssl_wm.watermark.key import WatermarkKey
@@ -64,7 +64,7 @@ class SurvivalRun:
         self.clean = SurvivalCell(number, CLEAN)
         self.encoders: dict[SurvivalCell, Encoder] = {} if shared is None else {self.clean: shared}
         self.readings: dict[SurvivalCell, Reading] = {}
-        self.memory: dict[str, Margins] = {}
+        self.memory = Memory()
 
     def measure(self, cell: SurvivalCell) -> Facts:
         """Return what is measured of a cell's encoder, which is made where it is not there.

@@ -234,6 +234,7 @@ def survival(
     config: o.MeasureFile,
     out: o.Out,
     images: o.ImagesSpec = None,
+    only: o.OnlyRuns = None,
     seed: o.Seed = None,
     resume: o.Resume = False,
     overwrite: o.Overwrite = False,
@@ -255,7 +256,8 @@ def survival(
 
         place = surviving.Out(out, resume=resume, overwrite=overwrite)
         told = surviving.load_survival_config(config, flags)
-        return surviving.bench_survival(told, out=place, inputs=[config])
+        chosen = x.numbers(only, "--only-runs")
+        return surviving.bench_survival(told, out=place, inputs=[config], only=chosen)
 
     show("bench survival", run, as_json=as_json)
 

@@ -55,6 +55,13 @@ Json = Annotated[
         help="Print one JSON object on standard output and everything else on standard error.",
     ),
 ]  # fmt: skip
+OnlyRuns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only-runs", metavar="N,...", show_default=False,
+        help="Make only these runs, counted from 0, and tell what else is in --out.",
+    ),
+]  # fmt: skip
 Out = Annotated[
     Path,
     typer.Option("--out", metavar="DIR", help="Folder for the results; new or empty."),

@@ -17,9 +17,10 @@ LONG = ("settings", "common", "versions")
 
 
 def bench_survival(
-    config: SurvivalConfig, *, out: Out, inputs: Sequence[Path] = ()
-) -> dict[str, Any]:
-    """Run a survival benchmark into ``out`` and return its result.
+    config: SurvivalConfig, *, out: Out, inputs: Sequence[Path] = (),
+    only: Sequence[int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a survival benchmark, or ``only`` some of its runs, into ``out``; return its result.
 
     Raises:
         SslWmError: bad settings, images, encoders or folder, or no cell could be measured.
@@ -34,7 +35,7 @@ def bench_survival(
     given = [config.clean.encoder, config.steal.start]
     read = [images.spec, *pools_of(config), *starts, *(spec for spec in given if spec)]
     folder = out.claim(inputs=[*read, *inputs])
-    result = bench.run(after=lambda so_far: write_table(so_far, folder))
+    result = bench.run(only=only, after=lambda so_far: write_table(so_far, folder))
     files = [str(folder / "result.json"), *write_survival(result, folder)]
     told = {name: value for name, value in result.items() if name not in LONG}
     return {"out": str(folder), "files": files, **told}

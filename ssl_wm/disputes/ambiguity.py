@@ -19,7 +19,7 @@ from ssl_wm.verification.verify import verify
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
-    from ssl_wm.verification.readings import Margins
+    from ssl_wm.verification.once import Memory
     from ssl_wm.verification.settings import VerifyConfig
     from ssl_wm.verification.verdict import Verdict
     from ssl_wm.watermark.open_key import OpenKey
@@ -125,7 +125,7 @@ def ambiguity_matrix(
         OWNER: (owner_key, images, owner_nulls),
         RIVAL: (rival_key, rival_images or images, rival_nulls),
     }
-    memory: dict[str, Margins] = {}
+    memory = Memory()
     verdicts: dict[str, Verdict] = {}
     for who, (key, pictures, nulls) in sides.items():
         for where, encoder in ((MODEL, owner_model), (DISPUTED, disputed)):

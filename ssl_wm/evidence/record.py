@@ -7,7 +7,7 @@ changed since it was sealed. That the answers are the suspect's is shown by aski
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ from ssl_wm.watermark.open_key import OpenKey
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
-    from ssl_wm.verification.readings import Margins
+    from ssl_wm.verification.once import Memory
     from ssl_wm.verification.verdict import Verdict
 
 __all__ = [
@@ -55,7 +55,7 @@ def verify_with_evidence(
     config: VerifyConfig | None = None,
     reveal: Sequence[int] | None = None,
     made_at: str | None = None,
-    memory: MutableMapping[str, Margins] | None = None,
+    memory: Memory | None = None,
 ) -> Verdict:
     """Return the verdict on ``suspect``, and seal in ``folder`` what it rests on.
 
@@ -70,7 +70,7 @@ def verify_with_evidence(
         config: threshold and effort.
         reveal: the sub-keys to use; only their leaves are stored. None means all.
         made_at: UTC time of the caller's clock, to be noted.
-        memory: margins of null encoders already read (see ``verify``).
+        memory: what was read of null encoders before (see ``verify``).
 
     Raises:
         KeyFileError: the key was made for other images.
@@ -90,7 +90,7 @@ def verify_with_evidence(
     try:
         answers = ask(suspect, used, images, config=config.read)
         answers = recording(as_labels(answers) if config.access == "labels" else answers, folder)
-        base = clean_base(nulls, used, images, config=config)
+        base = clean_base(nulls, used, images, config=config, memory=memory)
         known = read_nulls(
             nulls, used, images, suspect=answers, config=config, memory=memory, base=base
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,8 +14,24 @@ from ssl_wm.verification.questions import REFERENCE, reference_indices
 
 if TYPE_CHECKING:
     from ssl_wm.verification.answers import Answers
+    from ssl_wm.verification.carried import Base
+    from ssl_wm.verification.readings import Margins
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.watermark.open_key import OpenKey
+
+
+@dataclass
+class Memory:
+    """What was read of null encoders, so that no further suspect waits for it.
+
+    Attributes:
+        margins: of each null encoder, key, settings and base (``verify.remembered``).
+        bases: what carriers are read against, for each clean encoder, set of natural images and
+            kind of carriers (``verify.clean_base``).
+    """
+
+    margins: dict[str, Margins] = field(default_factory=dict)
+    bases: dict[str, Base] = field(default_factory=dict)
 
 
 def reference_name(key: OpenKey, *, config: ReadConfig) -> str:

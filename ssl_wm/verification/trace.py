@@ -8,7 +8,7 @@ copies of some licensees, L, or of none, by whatever thief. Each other licensee'
 from its own secret, which nobody used in making the suspect, so the suspect is a function of
 things that are independent of that key; and so are the null encoders, which the owner made
 before any key. Given suspect and null encoders, such a key is therefore one uniform draw from
-its generator, and its p-value (``ssl_wm.verification.statistics``, test A1) is valid:
+its generator, and its p-value (``verify``'s: test A1, and with carriers test C) is valid:
 P(p <= x) <= x for every x. Holm's procedure keeps the chance of rejecting *any* true
 hypothesis at most alpha whenever each true one has a valid p-value: take the first true
 hypothesis that it rejects, and let k hypotheses be true; at most m - k false ones come before
@@ -24,7 +24,7 @@ none was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,17 +35,18 @@ from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.verification.answers import Answers, as_labels, ask, through_labels
 from ssl_wm.verification.attribution import Trace, attribute
-from ssl_wm.verification.once import reference_name, share_reference
+from ssl_wm.verification.once import Memory, reference_name, share_reference
 from ssl_wm.verification.questions import REFERENCE, count_queries, question_size, within_budget
 from ssl_wm.verification.readings import Margins, read_margins
 from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.verification.statistics import alpha_of_look
-from ssl_wm.verification.verify import judge_answers, remembered
+from ssl_wm.verification.verify import clean_base, judge_answers, remembered
 from ssl_wm.watermark.keyfile import load_key
 
 if TYPE_CHECKING:
     from ssl_wm.data.sources import Images
     from ssl_wm.encoders.encoder import Encoder
+    from ssl_wm.verification.carried import Base
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.watermark.key import WatermarkKey
     from ssl_wm.watermark.open_key import OpenKey
@@ -62,7 +63,7 @@ def trace(
     images: Images,
     nulls: Sequence[Encoder],
     config: VerifyConfig | None = None,
-    memory: MutableMapping[str, Margins] | None = None,
+    memory: Memory | None = None,
 ) -> Trace:
     """Return which licensees' copies ``suspect`` was made from.
 
@@ -76,7 +77,7 @@ def trace(
         nulls: unmarked encoders that depend on none of the keys, the clean one first.
         config: threshold and effort; ``max_queries`` holds for all keys together, ``look``
             counts uses of the whole family of keys.
-        memory: margins of null encoders already read; read and added to, so that further
+        memory: what was read of null encoders before; read and added to, so that further
             suspects cost no reading of them. Encoders of arch "custom" are always read anew,
             and so is everything through labels.
 
@@ -92,7 +93,9 @@ def trace(
     asked = _ask_all(suspect, keys, images, config=config.read)
     if config.access == "labels":
         asked = {name: as_labels(answers) for name, answers in asked.items()}
-    known = _read_nulls(nulls, asked, keys, images, config=config, memory=memory)
+    memory = Memory() if memory is None else memory
+    bases = _bases(nulls, keys, images, config=config, memory=memory)
+    known = _read_nulls(nulls, asked, keys, images, config=config, memory=memory, bases=bases)
     facts = {
         "suspect": known_digest(suspect),
         "nulls": [known_digest(encoder) for encoder in nulls],
@@ -100,7 +103,12 @@ def trace(
     verdicts = {}
     for name, key in keys.items():
         verdicts[name] = judge_answers(
-            asked[name], nulls=known[name], key=key, config=config, facts=facts
+            asked[name],
+            nulls=known[name],
+            key=key,
+            config=config,
+            facts=facts,
+            base=bases[name],
         )
         say(f"{name}: p = {verdicts[name].p_value:.2g}")
     alpha = config.alpha if config.look is None else alpha_of_look(config.alpha, config.look)
@@ -184,6 +192,28 @@ def _ask_all(
     }
 
 
+def _bases(
+    nulls: Sequence[Encoder],
+    keys: Mapping[str, OpenKey],
+    images: Images,
+    *,
+    config: VerifyConfig,
+    memory: Memory,
+) -> dict[str, Base | None]:
+    """Return what each key's carriers are read against; keys for the same groups share it.
+
+    Raises:
+        VerificationError: no null encoder is the one that a key commits to; the key is named.
+    """
+    bases: dict[str, Base | None] = {}
+    for name, key in keys.items():
+        try:
+            bases[name] = clean_base(nulls, key, images, config=config, memory=memory)
+        except VerificationError as error:
+            raise VerificationError(f"key '{name}': {error}") from error
+    return bases
+
+
 def _read_nulls(
     nulls: Sequence[Encoder],
     suspect: Asked,
@@ -191,7 +221,8 @@ def _read_nulls(
     images: Images,
     *,
     config: VerifyConfig,
-    memory: MutableMapping[str, Margins] | None,
+    memory: Memory,
+    bases: Mapping[str, Base | None],
 ) -> dict[str, list[Margins]]:
     """Return the margins of all null encoders for each key, one encoder after the other."""
     read: dict[str, list[Margins]] = {name: [] for name in keys}
@@ -202,6 +233,8 @@ def _read_nulls(
                 answers = through_labels(asked[name], suspect=suspect[name])
                 margins = read_margins(answers, key, config=config.read)
             else:
-                margins = remembered(encoder, asked[name], key, config=config.read, memory=memory)
+                margins = remembered(
+                    encoder, asked[name], key, config=config.read, memory=memory, base=bases[name]
+                )
             read[name].append(margins)
     return read

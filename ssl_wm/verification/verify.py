@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from ssl_wm.files import sha256_bytes
 from ssl_wm.verification.answers import Answers, as_labels, ask, through_labels
 from ssl_wm.verification.carried import Base, reads_carriers
 from ssl_wm.verification.judge import NO_NULLS, judge
+from ssl_wm.verification.once import Memory, reference_name
 from ssl_wm.verification.questions import REFERENCE, render, within_budget
 from ssl_wm.verification.readings import Margins, read_margins, read_rates
 from ssl_wm.verification.settings import VerifyConfig
@@ -38,7 +39,7 @@ def verify(
     images: Images,
     nulls: Sequence[Encoder],
     config: VerifyConfig | None = None,
-    memory: MutableMapping[str, Margins] | None = None,
+    memory: Memory | None = None,
 ) -> Verdict:
     """Return the verdict on ``suspect``.
 
@@ -49,7 +50,7 @@ def verify(
         nulls: encoders known to be unmarked, the owner's clean encoder first. Any fixed choice
             keeps the test exact, a better one makes it stronger.
         config: threshold and effort.
-        memory: margins of null encoders already read; read and added to (``remembered``).
+        memory: what was read of null encoders before; read and added to.
 
     Raises:
         KeyFileError: the key was made for other images.
@@ -63,7 +64,7 @@ def verify(
     answers = ask(suspect, key, images, config=config.read)
     if config.access == "labels":
         answers = as_labels(answers)
-    base = clean_base(nulls, key, images, config=config)
+    base = clean_base(nulls, key, images, config=config, memory=memory)
     known = read_nulls(nulls, key, images, suspect=answers, config=config, memory=memory, base=base)
     facts: dict[str, Any] = {
         "suspect": known_digest(suspect), "nulls": [known_digest(encoder) for encoder in nulls],
@@ -74,12 +75,18 @@ def verify(
 
 
 def clean_base(
-    nulls: Sequence[Encoder], key: OpenKey, images: Images, *, config: VerifyConfig
+    nulls: Sequence[Encoder],
+    key: OpenKey,
+    images: Images,
+    *,
+    config: VerifyConfig,
+    memory: Memory | None = None,
 ) -> Base | None:
     """Return what carriers are read against: the clean encoder; None where they are not read.
 
     It is the null encoder that the key commits to: one that was chosen after the suspect was seen
-    could be made to suit it.
+    could be made to suit it. Keys for the same images and groups have the same base, whatever
+    their secrets, so ``memory`` holds it for all of them.
 
     Raises:
         VerificationError: no null encoder was given, or none is the one that the key commits to.
@@ -94,7 +101,15 @@ def clean_base(
             "the key's carriers are read against the clean encoder that it commits to "
             f"({str(key.terms.encoder)[:12]}...), and no null encoder is that one; add it: --null"
         )
-    return base_of(committed[0], key, images, config=config.read)
+    clean = committed[0]
+    if clean.arch == "custom" or memory is None:
+        return base_of(clean, key, images, config=config.read)
+    asked = reference_name(key, config=config.read)
+    name = f"{encoder_digest(clean)}/{images.train.fingerprint}/{asked}/{key.terms.carriers_in}"
+    name = f"{name}/{config.read.precision}"
+    if name not in memory.bases:
+        memory.bases[name] = base_of(clean, key, images, config=config.read)
+    return memory.bases[name]
 
 
 def base_of(clean: Encoder, key: OpenKey, images: Images, *, config: ReadConfig) -> Base:
@@ -123,7 +138,7 @@ def read_nulls(
     *,
     suspect: Answers,
     config: VerifyConfig,
-    memory: MutableMapping[str, Margins] | None = None,
+    memory: Memory | None = None,
     base: Base | None = None,
 ) -> list[Margins]:
     """Return each null encoder's margins; with labels alone, through the suspect's own labels."""
@@ -147,12 +162,12 @@ def remembered(
     key: OpenKey,
     *,
     config: ReadConfig,
-    memory: MutableMapping[str, Margins] | None,
+    memory: Memory | None,
     base: Base | None = None,
 ) -> Margins:
     """Return the margins in ``answers`` of ``encoder``, read at most once.
 
-    ``memory`` holds them by encoder, key, settings and base. An encoder of arch
+    ``memory`` holds margins by encoder, key, settings and base. An encoder of arch
     "custom" is read anew each time, since its digest leaves out its code.
     """
     if encoder.arch == "custom" or memory is None:
@@ -164,9 +179,9 @@ def remembered(
     name = (
         f"{encoder_digest(encoder)}/{key.commitment}/{key.beacon}/{revealed}/{config!r}/{against}"
     )
-    if name not in memory:
-        memory[name] = read_margins(answers, key, config=config, base=base)
-    return memory[name]
+    if name not in memory.margins:
+        memory.margins[name] = read_margins(answers, key, config=config, base=base)
+    return memory.margins[name]
 
 
 def judge_answers(

@@ -83,6 +83,28 @@ def test_embedders_thefts_and_runs_may_be_added_and_only_these_are_made(images, 
     assert clean[0] != clean[1]
 
 
+def test_runs_of_two_machines_are_told_in_one_table(images, tmp_path, stages):
+    whole, gathered = config(runs=2), tmp_path / "gathered"
+    for number in (0, 1):
+        out = tmp_path / f"machine-{number}"
+        part = SurvivalBench(whole, images=images, out=out).run(only=[number])
+        assert part["pending"] == part["cells"] // 2
+        for note in out.rglob("*.json"):  # no encoder, no key
+            kept = gathered / note.relative_to(out)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(note, kept)
+    stages.clear()
+    result = SurvivalBench(whole, images=images, out=gathered).run()
+    assert stages == []
+    assert result["pending"] == 0
+    assert set(result["rows"][0]["linear"]["runs"]) == {"0", "1"}
+
+
+def test_a_run_that_is_not_there_is_refused(images, tmp_path):
+    with pytest.raises(ConfigError, match="there is no run 2: the config has 2"):
+        SurvivalBench(config(runs=2), images=images, out=tmp_path).run(only=[0, 2])
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +14,11 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from ssl_wm.encoders.encoder import Encoder
-from ssl_wm.encoders.load import load_encoder
+from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import KeyFileError, VerificationError
 from ssl_wm.files import canonical_json, plain, write_text
 from ssl_wm.verification import verify as verify_module
+from ssl_wm.verification.once import Memory
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.statistics import alpha_of_look, rank_p_value
 from ssl_wm.verification.trace import attribute, load_keys, total_queries, trace
@@ -44,8 +44,8 @@ def clean(world, images):
 
 
 @pytest.fixture(scope="module")
-def memory() -> dict[str, Any]:
-    return {}
+def memory() -> Memory:
+    return Memory()
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_natural_images_are_asked_about_once_and_nulls_are_read_once(
         verify_module, "read_margins", lambda *a, **k: read.append(a[1].commitment) or real(*a, **k)
     )
     suspect, null = counted("suspect", world.convnet(seed=1)), counted("null", world.convnet())
-    memory: dict[str, Any] = {}
+    memory = Memory()
     found = trace(suspect, keys=some, images=images, nulls=[null], config=CONFIG, memory=memory)
     reference, pairs = 8 * 12, 8 * 7 * 8
     assert counts["null"] == reference + 3 * 2 * pairs
@@ -223,11 +223,11 @@ def test_natural_images_are_asked_about_once_and_nulls_are_read_once(
 
 
 def test_a_custom_null_is_never_remembered_since_its_code_has_no_digest(world, images, keys):
-    memory: dict[str, Any] = {}
+    memory = Memory()
     one = {"ada": keys["ada"]}
     for null in (world.palette(images), world.palette(images, key=keys["bo"])):
         trace(world.convnet(), keys=one, images=images, nulls=[null], config=CONFIG, memory=memory)
-    assert memory == {}
+    assert memory == Memory()
 
 
 def test_the_queries_allowed_hold_for_all_keys_together(world, images, keys, clean):
@@ -311,3 +311,27 @@ def test_a_folder_without_keys_is_an_error(tmp_path):
             write_text(missing, "x")
         with pytest.raises(KeyFileError, match="is no folder"):
             load_keys(missing)
+
+
+def test_carriers_are_read_for_every_licensee_as_verify_reads_them(world, images):
+    clean, suspect = world.convnet(seed=1), world.convnet(seed=2)
+    bound = {"sub_keys": 2, "carriers": 3, "encoder": encoder_digest(clean)}
+    some = {name: world.key(images, number=at, **bound) for at, name in enumerate(NAMES[:3])}
+    memory = Memory()
+    found = trace(suspect, keys=some, images=images, nulls=[clean], config=CONFIG, memory=memory)
+    for name, key in some.items():
+        alone = verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG)
+        assert found.verdicts[name].p_value == alone.p_value
+        assert found.verdicts[name].tests == alone.tests
+        assert "C" in {test.name for test in alone.tests}
+    assert len(memory.bases) == 1  # keys for the same groups share it
+
+
+def test_a_key_of_another_clean_encoder_is_named_before_a_suspect_is_accused(world, images):
+    clean, other = world.convnet(seed=1), world.convnet(seed=3)
+    some = {
+        "ada": world.key(images, number=0, carriers=3, encoder=encoder_digest(clean)),
+        "bo": world.key(images, number=1, carriers=3, encoder=encoder_digest(other)),
+    }
+    with pytest.raises(VerificationError, match=r"key 'bo': .*commits to"):
+        trace(world.convnet(seed=2), keys=some, images=images, nulls=[clean], config=CONFIG)

@@ -14,6 +14,7 @@ from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import EncoderError, VerificationError
 from ssl_wm.verification import verify as module
 from ssl_wm.verification.carried import Base
+from ssl_wm.verification.once import Memory
 from ssl_wm.verification.questions import count_queries, question_names, question_size
 from ssl_wm.verification.readings import Margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
@@ -99,10 +100,10 @@ def test_a_classifier_with_one_label_for_everything_is_refused(clean, key, image
 
 
 def test_labels_are_never_remembered_as_margins_of_embeddings(world, clean, key, images):
-    memory: dict[str, Margins] = {}
+    memory = Memory()
     suspect, null = world.convnet(seed=1), world.convnet(seed=2)
     verify(suspect, key=key, images=images, nulls=[null], config=LABELS, memory=memory)
-    assert memory == {}
+    assert memory == Memory()
 
 
 # --- the budget --------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def read(monkeypatch):
 
 
 def test_a_null_is_read_once_and_only_where_nothing_that_matters_differs(world, images, read):
-    suspect, null, memory = world.convnet(seed=1), world.convnet(seed=2), {}
+    suspect, null, memory = world.convnet(seed=1), world.convnet(seed=2), Memory()
     key = world.key(images, number=1, sub_keys=2)
 
     def reads(encoder: Encoder = suspect, *, key=key, null=null, **changes: Any) -> int:
@@ -193,7 +194,7 @@ def test_a_null_is_read_once_and_only_where_nothing_that_matters_differs(world, 
 
 
 def test_what_is_remembered_changes_no_verdict(world, key, images):
-    suspect, null, memory = world.convnet(seed=1), world.convnet(seed=2), {}
+    suspect, null, memory = world.convnet(seed=1), world.convnet(seed=2), Memory()
     first, again, fresh = (
         verify(suspect, key=key, images=images, nulls=[null], config=CONFIG, memory=kept)
         for kept in (memory, memory, None)
@@ -220,11 +221,11 @@ def test_other_code_around_the_same_weights_is_another_encoder(world, clean, key
         for flip in (False, True)
     )
     assert encoder_digest(same) == encoder_digest(other) == encoder_digest(clean)
-    memory: dict[str, Margins] = {}
+    memory = Memory()
     one, two = (
         verify(suspect, key=key, images=images, nulls=[clean], config=CONFIG, memory=memory)
         for suspect in (same, other)
     )
     assert one.p_value == 1
     assert two.p_value < 1
-    assert memory == {}
+    assert memory == Memory()

@@ -16,6 +16,7 @@ from scipy.stats import binom
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.verification.answers import ask
 from ssl_wm.verification.judge import judge
+from ssl_wm.verification.once import Memory
 from ssl_wm.verification.readings import read_margins
 from ssl_wm.verification.settings import ReadConfig, VerifyConfig
 from ssl_wm.verification.verify import verify
@@ -142,7 +143,7 @@ def test_no_disguise_of_the_space_changes_a_statistic_or_the_verdict(
 @pytest.mark.parametrize("kind", ["rotation", "scale"])
 def test_no_disguise_changes_a_joint_verdict_with_several_nulls(world, clean, images, config, kind):
     key = world.key(images, number=3, sub_keys=2)
-    nulls, memory = [clean, *(world.convnet(seed=seed) for seed in range(3))], {}
+    nulls, memory = [clean, *(world.convnet(seed=seed) for seed in range(3))], Memory()
     suspect = world.palette(images, key=key)
     one, two = (
         verify(s, key=key, images=images, nulls=nulls, config=config, memory=memory)
