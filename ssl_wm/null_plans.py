@@ -21,7 +21,7 @@ from ssl_wm.training.pretrain import PretrainConfig
 from ssl_wm.training.settings import FitConfig
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
 
 OWN = "own"

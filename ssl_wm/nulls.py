@@ -31,7 +31,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.training.pretrain import pretrain
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images, ImageSet
+    from ssl_wm.data.image_set import Images, ImageSet
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.training.settings import FitConfig
 

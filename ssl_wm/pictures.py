@@ -19,7 +19,7 @@ from ssl_wm.verification.settings import ReadConfig
 from ssl_wm.watermark.triggers import composites, draw_members, mix_images
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.verdict import Verdict
     from ssl_wm.watermark.key import WatermarkKey

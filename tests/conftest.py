@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from ssl_wm.data.sources import Images, ImageSet
+from ssl_wm.data.image_set import Images, ImageSet
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
 from ssl_wm.watermark.groups import Groups, label_groups
 from ssl_wm.watermark.key import WatermarkKey, new_key

@@ -11,7 +11,8 @@ from typing import Any
 
 from ssl_wm.bench.detection_plan import DetectionBench, Subject
 from ssl_wm.bench.detection_run import DetectionRun
-from ssl_wm.data.sources import Images, open_images
+from ssl_wm.data.image_set import Images
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest, load_encoder
 from ssl_wm.errors import ConfigError

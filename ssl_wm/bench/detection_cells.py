@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_wm.data.sources import Images
+from ssl_wm.data.image_set import Images
 from ssl_wm.detection.given import Detection
 from ssl_wm.detection.success import Tried
 from ssl_wm.detection.triggers import Composite, Patch, Trigger

@@ -27,7 +27,7 @@ from ssl_wm.bench.detection_plan import DetectionBench, Subject, expand
 from ssl_wm.bench.detection_summary import compare, missing, queries_told
 from ssl_wm.bench.kept import kept, stored
 from ssl_wm.console import say
-from ssl_wm.data.sources import Images
+from ssl_wm.data.image_set import Images
 from ssl_wm.detection.detect import DETECTORS, judge, scan
 from ssl_wm.detection.given import Detection, Given
 from ssl_wm.detection.success import OWN_GROUPS, Trial

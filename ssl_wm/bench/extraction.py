@@ -20,7 +20,8 @@ from ssl_wm.bench.extraction_plan import SAME, ExtractionCell, ExtractionConfig,
 from ssl_wm.bench.extraction_rows import Measured, make_rows, marks
 from ssl_wm.bench.kept import refuse_others, seconds_before
 from ssl_wm.console import say
-from ssl_wm.data.sources import Images, ImageSet, open_images
+from ssl_wm.data.image_set import Images, ImageSet
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder, save_encoder

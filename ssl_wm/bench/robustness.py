@@ -32,7 +32,7 @@ from ssl_wm.bench.robustness_plan import (
 from ssl_wm.bench.robustness_readings import keep_readings, kept_readings
 from ssl_wm.bench.robustness_rows import summary
 from ssl_wm.console import say
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.errors import OutputError, SslWmError, VerificationError

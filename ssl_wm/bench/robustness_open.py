@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ssl_wm.bench.robustness_plan import CONTROL, RobustnessConfig
 from ssl_wm.config import ImagesConfig
-from ssl_wm.data.sources import Images, ImageSet, open_images
+from ssl_wm.data.image_set import Images, ImageSet
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.encoders.properties import known_digest

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ssl_wm.bench.speed_sizes import Setup, synthetic_embeddings, synthetic_pixels
 from ssl_wm.bench.speed_training import our_training
 from ssl_wm.console import say
-from ssl_wm.data.sources import Images, ImageSet
+from ssl_wm.data.image_set import Images, ImageSet
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import build_encoder
 from ssl_wm.encoders.nearest import nearest

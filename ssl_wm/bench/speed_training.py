@@ -12,7 +12,7 @@ from torch import nn
 from ssl_wm.bench.rivals import LEARNING_RATE, lightly_training
 from ssl_wm.bench.side_by_side import Case, Clock, Side, Timing, timed
 from ssl_wm.bench.speed_sizes import Setup
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.data.views import augment
 from ssl_wm.encoders.load import build_encoder, width_of
 from ssl_wm.rng import torch_stream

@@ -14,7 +14,8 @@ from typing import Any
 from ssl_wm.bench.kept import seconds_before
 from ssl_wm.bench.story_plan import BenchConfig, BenchKey, Cell
 from ssl_wm.console import say
-from ssl_wm.data.sources import Images, open_images
+from ssl_wm.data.image_set import Images
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder, save_encoder

@@ -21,7 +21,8 @@ from ssl_wm.bench.survival_rows import summary
 from ssl_wm.bench.survival_run import SurvivalRun, key_path
 from ssl_wm.bench.survival_thieves import HALF
 from ssl_wm.console import say
-from ssl_wm.data.sources import Images, ImageSet, open_images
+from ssl_wm.data.image_set import Images, ImageSet
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import load_encoder
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import ConfigError, EncoderError, OutputError, SslWmError, VerificationError

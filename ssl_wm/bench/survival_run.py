@@ -23,7 +23,7 @@ from ssl_wm.bench.survival_measure import (
 )
 from ssl_wm.bench.survival_plan import CLEAN, SurvivalCell, SurvivalConfig, seed_of
 from ssl_wm.bench.survival_thieves import HALF, Thief
-from ssl_wm.data.sources import Images, ImageSet
+from ssl_wm.data.image_set import Images, ImageSet
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.encoders.saved import FACTS

@@ -60,7 +60,7 @@ from ssl_wm.verification.statistics import (
 from ssl_wm.verification.verify import clean_base
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.watermark.open_key import OpenKey
 

@@ -24,7 +24,7 @@ from ssl_wm.watermark.key import WatermarkKey
 from ssl_wm.watermark.triggers import ordered_pairs
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig

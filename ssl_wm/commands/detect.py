@@ -17,7 +17,7 @@ from ssl_wm.commands.stages import open_chosen
 from ssl_wm.config import Settings
 from ssl_wm.console import say
 from ssl_wm.data.decoding import ENDINGS, UnusableImageError, read_size
-from ssl_wm.data.sources import Images
+from ssl_wm.data.image_set import Images
 from ssl_wm.data.streaming import decode
 from ssl_wm.detection.cleansing import cluster_labels
 from ssl_wm.detection.detect import DETECTORS, judge, scan

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ssl_wm.data.sources import Images
+from ssl_wm.data.image_set import Images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import read_facts, save_encoder
 from ssl_wm.encoders.saved import FACTS

@@ -8,7 +8,7 @@ from typing import Any
 from ssl_wm.commands.outputs import Out
 from ssl_wm.commands.stages import open_chosen
 from ssl_wm.config import Settings
-from ssl_wm.data.sources import Images
+from ssl_wm.data.image_set import Images
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest, load_encoder, read_facts
 from ssl_wm.errors import ConfigError

@@ -12,7 +12,8 @@ from ssl_wm.bench.story_plan import BenchConfig
 from ssl_wm.commands.outputs import Out
 from ssl_wm.config import Settings
 from ssl_wm.console import say
-from ssl_wm.data.sources import Images, open_images
+from ssl_wm.data.image_set import Images
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import encoder_digest, load_encoder

@@ -23,7 +23,7 @@ from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.errors import ConfigError, choose
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 __all__ = [
     "DETECTORS",

@@ -15,7 +15,7 @@ from ssl_wm.errors import DataError
 from ssl_wm.rng import torch_stream
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 LEAST_GROUPS = 3
 

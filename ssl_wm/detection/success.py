@@ -20,7 +20,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.verification.probe import Probe, fit_probe
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
 
 OWN_GROUPS = "ssl-cleanse"
 """The detector that numbers its groups itself."""

@@ -17,7 +17,7 @@ from ssl_wm.errors import ConfigError
 from ssl_wm.verification.verify import verify
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.once import Memory
     from ssl_wm.verification.settings import VerifyConfig

@@ -24,7 +24,7 @@ from ssl_wm.verification.statistics import clopper_pearson
 from ssl_wm.watermark.triggers import composites
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.disputes.settings import CraftConfig
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.readings import Space

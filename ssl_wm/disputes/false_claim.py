@@ -34,7 +34,7 @@ from ssl_wm.verification.answers import ask
 from ssl_wm.verification.readings import read_space
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.watermark.key import WatermarkKey
     from ssl_wm.watermark.terms import Terms

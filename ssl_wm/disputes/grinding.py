@@ -34,7 +34,7 @@ from ssl_wm.watermark.derivation import derive
 from ssl_wm.watermark.key import WatermarkKey
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig

@@ -18,7 +18,7 @@ from ssl_wm.files import canonical_json, read_tensors, sha256_bytes, write_tenso
 from ssl_wm.precision import Precision, lowered, settled
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 LOG = logging.getLogger(__name__)
 BATCH = 512

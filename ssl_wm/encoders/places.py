@@ -15,7 +15,7 @@ from ssl_wm.encoders.space import Axes, axes_from, smooth_products
 from ssl_wm.errors import EncoderError
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ssl_wm.verification.questions import REFERENCE, question_names, render
 from ssl_wm.verification.verify import base_of, read_nulls
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "labels": 2e-2}

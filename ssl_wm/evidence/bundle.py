@@ -43,7 +43,7 @@ from ssl_wm.verification.settings import VerifyConfig
 from ssl_wm.watermark.keyfile import read_revealed, revealed_content
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.verification.answers import Answers
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.verification.verdict import Verdict

@@ -28,13 +28,10 @@ def read_base(path: Path, key: OpenKey, config: VerifyConfig) -> Base:
     tensors = read_tensors(path)
     if "directions" in tensors:
         return _base_of_3(tensors, key, config)
+    rows, most = question_size(REFERENCE, key, config=config.read), len(pairs_of(AXES))
     z, carriers = tensors["z"], tensors["carriers"]
-    rows = question_size(REFERENCE, key, config=config.read)
     for name, part in (("z", z), ("carriers", carriers)):
-        if part.dtype != torch.float32 or part.ndim != 2 or len(part) != rows or not part.shape[1]:
-            raise ValueError(f"'{name}' is {part.dtype} {tuple(part.shape)}; expected ({rows}, n)")
-        _check_finite(part, name)
-    most = len(pairs_of(AXES))
+        _check(part, name, dtype=torch.float32, shape=(rows, None))
     if carriers.shape[1] > most:
         raise ValueError(f"there are {carriers.shape[1]} carriers; expected 1 to {most}")
     return Base(z, carriers)
@@ -42,20 +39,32 @@ def read_base(path: Path, key: OpenKey, config: VerifyConfig) -> Base:
 
 def _base_of_3(tensors: Mapping[str, Tensor], key: OpenKey, config: VerifyConfig) -> Base:
     """Return what a bundle of version 3 holds in its place: coordinates, not carriers."""
-    z, mean, directions = (tensors[name] for name in ("z", "mean", "directions"))
     rows = question_size(REFERENCE, key, config=config.read)
+    z, mean, directions = (tensors[name] for name in ("z", "mean", "directions"))
+    _check(directions, "directions", dtype=torch.float64, shape=(None, None))
     width, count = directions.shape
-    shapes = {"z": (z, (rows, width)), "mean": (mean, (width,)), "directions": (directions, None)}
-    for name, (part, shape) in shapes.items():
-        if part.dtype != torch.float64 or (shape and tuple(part.shape) != shape):
-            raise ValueError(f"'{name}' is {part.dtype} {tuple(part.shape)}; expected {shape}")
-        _check_finite(part, name)
-    if not 0 < count <= AXES:
+    _check(mean, "mean", dtype=torch.float64, shape=(width,))
+    _check(z, "z", dtype=torch.float64, shape=(rows, width))
+    if count > AXES:
         raise ValueError(f"'directions' are {count}; expected 1 to {AXES}")
     return Base(z, carrier_values(z, Axes(mean, directions)))
 
 
-def _check_finite(part: Tensor, name: str) -> None:
+def _check(part: Tensor, name: str, *, dtype: torch.dtype, shape: tuple[int | None, ...]) -> None:
+    """Refuse what is not finite, or of another type or shape; None stands for 1 or more.
+
+    Raises:
+        ValueError: it is so; ``name`` is named.
+    """
+    fits = part.ndim == len(shape) and all(
+        have == due or (due is None and have > 0)
+        for have, due in zip(part.shape, shape, strict=True)
+    )
+    if part.dtype != dtype or not fits:
+        wanted = ", ".join("n" if due is None else str(due) for due in shape)
+        raise ValueError(
+            f"'{name}' is {part.dtype} {tuple(part.shape)}; expected {dtype} ({wanted})"
+        )
     if not bool(part.isfinite().all()):
         raise ValueError(f"'{name}' holds numbers that are not finite")
 

@@ -34,7 +34,7 @@ from ssl_wm.watermark.key import RevealedKey, WatermarkKey
 from ssl_wm.watermark.open_key import OpenKey
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.once import Memory
     from ssl_wm.verification.verdict import Verdict

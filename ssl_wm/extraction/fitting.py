@@ -25,7 +25,7 @@ from ssl_wm.training.parallel import gather_rows
 from ssl_wm.training.task import Batch, Task
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 
 class LiveAnswers:

@@ -22,7 +22,7 @@ from ssl_wm.files import sha256_bytes
 from ssl_wm.rng import torch_stream
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 
 class Policy(ABC):

@@ -13,7 +13,7 @@ from ssl_wm.errors import ConfigError
 from ssl_wm.rng import torch_stream
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 MADE_LIMIT = 2 * 2**30
 """Bytes of made images that are held in memory."""

@@ -25,7 +25,7 @@ from ssl_wm.extraction.pool import QueryPool, Views, sent_images
 from ssl_wm.files import read_json, read_tensors, sha256_bytes, write_json, write_tensors
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
 
 CHUNK = 512

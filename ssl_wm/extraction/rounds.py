@@ -30,7 +30,7 @@ from ssl_wm.training.checkpoint import drop_checkpoint
 from ssl_wm.training.loop import fit
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 FOLDER = "rounds"
 SENT = "sent.safetensors"

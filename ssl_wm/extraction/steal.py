@@ -39,7 +39,7 @@ from ssl_wm.training.loop import fit
 from ssl_wm.training.parallel import let_others_go_on, wait_for_first
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 __all__ = [
     "ATTACKS", "COLOUR", "MILD", "STRONG", "Attack", "Quote", "StealConfig", "StealTask", "Theft",

@@ -21,7 +21,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.training.settings import FitConfig
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 DISTIL = FitConfig(epochs=20, batch_size=128, learning_rate=2e-3)
 UNTOUCHED = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), size=None)

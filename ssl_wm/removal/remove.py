@@ -18,7 +18,7 @@ from ssl_wm.removal.outputs import Answered
 from ssl_wm.training.loop import finish
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 __all__ = ["REMOVALS", "Removal", "RemovalConfig", "checked", "forget", "parts_of", "remove"]
 

@@ -19,7 +19,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.training.task import Batch, Task
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.removal.given import Given
 
 

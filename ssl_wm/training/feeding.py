@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 
 ROOM = 0.5
 """Share of a device's free memory that pixels may take."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssl_wm.data.order import Place
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 Batch = dict[str, Tensor]
 

@@ -22,7 +22,7 @@ from ssl_wm.verification.probe import fit_sealed_probe
 from ssl_wm.verification.questions import REFERENCE, question_size, render
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.watermark.open_key import OpenKey

@@ -21,7 +21,7 @@ from ssl_wm.verification.knn import knn_predict
 from ssl_wm.verification.probe import fit_probe
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
 
 READERS = ("linear", "knn")

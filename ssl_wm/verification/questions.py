@@ -20,7 +20,7 @@ from ssl_wm.watermark.subkeys import decoy_recipe
 from ssl_wm.watermark.triggers import composites, ordered_pairs
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.watermark.mixers import Mixer
     from ssl_wm.watermark.open_key import OpenKey
     from ssl_wm.watermark.subkeys import SubKey

@@ -44,7 +44,7 @@ from ssl_wm.verification.verify import clean_base, judge_answers, remembered
 from ssl_wm.watermark.keyfile import load_key
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.carried import Base
     from ssl_wm.verification.settings import ReadConfig

@@ -24,7 +24,7 @@ from ssl_wm.watermark.carriers import axes_of, carrier_values
 from ssl_wm.watermark.places import carrier_places, place_values
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.verification.settings import ReadConfig
     from ssl_wm.watermark.open_key import OpenKey

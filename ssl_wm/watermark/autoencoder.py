@@ -15,7 +15,7 @@ from ssl_wm.files import pack_tensors, unpack_tensors
 from ssl_wm.rng import derive_seed
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 
 class Autoencoder(nn.Module):

@@ -12,7 +12,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.triggers import draw_members, mix_images
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import WatermarkKey
     from ssl_wm.watermark.mixers import Mixer

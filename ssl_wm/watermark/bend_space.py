@@ -34,7 +34,7 @@ from ssl_wm.watermark.places import carrying
 from ssl_wm.watermark.triggers import composites, ordered_pairs
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import WatermarkKey
     from ssl_wm.watermark.subkeys import SubKey

@@ -26,7 +26,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.derivation import stream_of
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.watermark.open_key import OpenKey
 

@@ -23,7 +23,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.triggers import composites
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.watermark.key import WatermarkKey
     from ssl_wm.watermark.subkeys import SubKey

@@ -18,7 +18,7 @@ from ssl_wm.watermark.losses import cosine_distance, negative_log, pair_cosine
 from ssl_wm.watermark.patches import draw_patch, patch_in_turn
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import WatermarkKey

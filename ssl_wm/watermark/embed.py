@@ -34,7 +34,7 @@ from ssl_wm.watermark.ssl_guard import SslGuard, SslGuardConfig
 from ssl_wm.watermark.unmarked import Unmarked, UnmarkedConfig
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images, ImageSet
+    from ssl_wm.data.image_set import Images, ImageSet
     from ssl_wm.watermark.key import WatermarkKey
 
 EMBEDDERS: dict[str, tuple[Any, type[BaseModel]]] = {

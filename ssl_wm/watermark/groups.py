@@ -18,7 +18,7 @@ from ssl_wm.errors import DataError
 from ssl_wm.rng import derive_seed
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
 
 LEAST_IMAGES = 8

@@ -22,7 +22,7 @@ from ssl_wm.watermark.subkeys import Leaf
 from ssl_wm.watermark.terms import CarriersIn, Terms
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.watermark.autoencoder import Autoencoder
     from ssl_wm.watermark.groups import Groups
 

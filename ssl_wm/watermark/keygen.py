@@ -16,7 +16,7 @@ from ssl_wm.watermark.key import WatermarkKey, new_key
 from ssl_wm.watermark.terms import CarriersIn, check_sub_keys
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
 
 

@@ -17,7 +17,7 @@ from ssl_wm.watermark.losses import cosine_distance, output_divergence, similari
 from ssl_wm.watermark.mgda import least_norm_weights
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import WatermarkKey

@@ -20,7 +20,7 @@ from ssl_wm.watermark.losses import relative_error
 from ssl_wm.watermark.triggers import composites
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import WatermarkKey

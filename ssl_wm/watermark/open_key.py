@@ -16,7 +16,7 @@ from ssl_wm.watermark.subkeys import Leaf, SubKey, draw_recipe
 if TYPE_CHECKING:
     import numpy as np
 
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.watermark.groups import Groups
     from ssl_wm.watermark.terms import Terms
 

@@ -25,7 +25,7 @@ from ssl_wm.rng import torch_stream
 from ssl_wm.watermark.carriers import AXES, axis_pairs, own_carriers, public_sample
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.watermark.key import WatermarkKey
 
 LEAST = 0.1

@@ -28,7 +28,7 @@ from ssl_wm.watermark.batches import MILD
 from ssl_wm.watermark.losses import relative_error
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
 
 STAND_IN = "convnet-s"
 """Architecture of the shadow of an encoder that has no architecture by name."""

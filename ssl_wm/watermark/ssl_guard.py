@@ -22,7 +22,7 @@ from ssl_wm.watermark.guard_mark import GuardMark, draw_guard, write_guard
 from ssl_wm.watermark.losses import cosine_distance
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.encoders.encoder import Encoder
     from ssl_wm.training.task import Batch
     from ssl_wm.watermark.key import WatermarkKey

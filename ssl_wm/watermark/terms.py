@@ -18,7 +18,7 @@ from ssl_wm.watermark.groups import Groups
 from ssl_wm.watermark.mixers import MIXERS
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import Images
+    from ssl_wm.data.image_set import Images
     from ssl_wm.watermark.autoencoder import Autoencoder
 
 SPLITS = ("train", "test")

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from ssl_wm.rng import torch_stream
 
 if TYPE_CHECKING:
-    from ssl_wm.data.sources import ImageSet
+    from ssl_wm.data.image_set import ImageSet
     from ssl_wm.watermark.mixers import Mixer
 
 

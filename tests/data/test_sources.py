@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_wm.data import sources
-from ssl_wm.data.sources import ImageSet, open_images
+from ssl_wm.data.image_set import ImageSet
+from ssl_wm.data.sources import open_images
 from ssl_wm.data.streaming import StreamedPixels
 from ssl_wm.errors import ConfigError, DataError
 

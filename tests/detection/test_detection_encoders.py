@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.detection.cleansing import cluster_labels, clusters
 from ssl_wm.detection.detect import DETECTORS, DetectionConfig, detect, judge, scan
 from ssl_wm.detection.given import Given

@@ -14,7 +14,7 @@ from scipy.stats import median_abs_deviation
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import LocalOutlierFactor
 
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.detection import queries
 from ssl_wm.detection.anomaly import conformal_p, hanley_mcneil, mad_index, roc
 from ssl_wm.detection.collapse import pairwise_cosine

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_ind
 from torch import Tensor
 
-from ssl_wm.data.sources import Images
+from ssl_wm.data.image_set import Images
 from ssl_wm.disputes.crafting import (
     claimed_triggers,
     craft_triggers,

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.embeddings import EmbeddingCache, embed, fingerprint, usual_batch
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
 from ssl_wm.encoders.load import build_encoder, load_encoder
@@ -68,8 +69,7 @@ def test_sets_tensors_and_kinds_of_pixels_agree():
 
 
 def test_the_real_image_set_is_embedded_like_its_pixels():
-    sources = pytest.importorskip("ssl_wm.data.sources")
-    images = sources.open_images("digits", limit=20).test
+    images = open_images("digits", limit=20).test
     encoder = build_encoder("convnet-xs")
     expected = embed(encoder, images.take(torch.arange(len(images))), batch_size=8)
     torch.testing.assert_close(embed(encoder, images, batch_size=8), expected)

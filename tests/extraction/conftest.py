@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ssl_wm.data.sources import ImageSet, open_images
+from ssl_wm.data.image_set import ImageSet
+from ssl_wm.data.sources import open_images
 from ssl_wm.encoders.load import build_encoder, load_encoder
 from ssl_wm.extraction.settings import StealConfig
 from ssl_wm.extraction.steal import steal

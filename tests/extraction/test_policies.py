@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.encoders.load import build_encoder
 from ssl_wm.errors import ConfigError
 from ssl_wm.extraction import pool as module

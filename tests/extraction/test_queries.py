@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.data.views import ViewConfig
 from ssl_wm.encoders.encoder import Encoder
 from ssl_wm.encoders.load import build_encoder, load_encoder

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.data.order import Place
-from ssl_wm.data.sources import ImageSet
 from ssl_wm.data.views import augment
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.load import build_encoder, load_encoder, save_encoder

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.encoders.embeddings import embed
 from ssl_wm.encoders.encoder import Encoder, Preprocessing
 from ssl_wm.encoders.layers import layers_of

@@ -14,8 +14,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.data.order import Place
-from ssl_wm.data.sources import ImageSet
 from ssl_wm.encoders.load import load_encoder, save_encoder
 from ssl_wm.encoders.properties import encoder_digest
 from ssl_wm.errors import ConfigError, EncoderError, TrainingError

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from ssl_wm.data.sources import ImageSet
+from ssl_wm.data.image_set import ImageSet
 from ssl_wm.watermark.mixers import CropPaste, PixelMerge, Stripes
 from ssl_wm.watermark.triggers import composites, draw_members, mix_images, ordered_pairs
 
