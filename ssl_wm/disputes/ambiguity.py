@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_wm.encoders.properties import known_digest
 from ssl_wm.errors import ConfigError
+from ssl_wm.verification.once import Memory
 from ssl_wm.verification.verify import verify
 
 if TYPE_CHECKING:
     from ssl_wm.data.image_set import Images
     from ssl_wm.encoders.encoder import Encoder
-    from ssl_wm.verification.once import Memory
     from ssl_wm.verification.settings import VerifyConfig
     from ssl_wm.verification.verdict import Verdict
     from ssl_wm.watermark.open_key import OpenKey
