@@ -106,9 +106,9 @@ class SurvivalBench:
                 after(result)
         result = self._tell(done)
         if not any("error" not in facts for facts in done.values()):
-            first = self.cells[0]
+            first = next(iter(done))
             raise VerificationError(
-                f"none of {len(self.cells)} cells could be measured; the first, {first.name}: "
+                f"none of {len(done)} cells could be measured; the first, {first.name}: "
                 f"{done[first]['error']}"
             )
         return result

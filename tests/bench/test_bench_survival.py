@@ -192,6 +192,8 @@ def test_a_run_of_which_nothing_can_be_measured_ends_with_an_error(images, tmp_p
     monkeypatch.setattr(survival_run, "pretrain", broken)
     with pytest.raises(VerificationError, match=r"none of 5 cells.*run 0, clean: no weights"):
         SurvivalBench(config(), images=images, out=tmp_path).run()
+    with pytest.raises(VerificationError, match=r"none of 5 cells.*run 1, clean: no weights"):
+        SurvivalBench(config(runs=2), images=images, out=tmp_path / "second").run(only=[1])
 
 
 def test_an_interrupted_measurement_does_not_steal_again(images, tmp_path, monkeypatch, stages):
